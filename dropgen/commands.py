@@ -1,0 +1,165 @@
+"""The table of verbs: what each is called, takes, and which function does it.
+
+A verb's function takes the parsed `argparse.Namespace` (with `root`: absolute Path, `json`, `debug`
+and `overrides`: tuple of `--section.key=value`) and returns the JSON document of `schema.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """One argument of a verb, in argparse's terms."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def option(*flags: str, **settings: Any) -> Option:
+    """Shorthand for the table below."""
+    return Option(flags, settings)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        target: `module:function` that runs it.
+        overrides: Whether `--section.key=value` items are taken.
+    """
+
+    help: str
+    target: str
+    examples: tuple[str, ...]
+    options: tuple[Option, ...] = ()
+    overrides: bool = False
+
+
+EXPERIMENT = option("experiment", type=Path, help="experiment YAML, see configs/experiments/")
+METHOD = option("--method", help="a method of the experiment by its label, for example 'dropgen p=0.5' (default: all)")
+SEED = option("--seed", type=int, help="one seed of the experiment (default: all)")
+ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "make a multi-domain study and run the whole main job on it",
+        "dropgen.tuning.demo:command",
+        ("demo", "demo --seeds 3", "demo --json --root results"),
+        (option("--seeds", type=int, default=1, help="number of seeds per method (default 1)"), ADDRESS),
+        overrides=True,
+    ),
+    "run": Verb(
+        "run an experiment whole: check, precompute, train and search, evaluate, register, report",
+        "dropgen.tuning.run:command",
+        ("run configs/experiments/demo.yaml", "run my.yaml --training.steps=2000"),
+        (EXPERIMENT, ADDRESS),
+        overrides=True,
+    ),
+    "study": Verb(
+        "check every case of a study before any work",
+        "dropgen.features.studies.command:command",
+        ("study check my-study.yaml", "study check my.yaml --json"),
+        (
+            option("action", choices=("check",), help="check: verify every case"),
+            option("study", type=Path, help="study YAML, or an experiment YAML that names one"),
+        ),
+    ),
+    "precompute": Verb(
+        "write prepared volumes, labels and features of every case to the Zarr store",
+        "dropgen.features.precompute:command",
+        ("precompute my.yaml", "precompute my.yaml --workers 4", "precompute my.yaml --status"),
+        (
+            EXPERIMENT,
+            option("--workers", type=int, default=2, help="extractor processes (default 2)"),
+            option("--status", action="store_true", help="only show what is done and what is missing"),
+            option("--verify", action="store_true", help="only re-hash every stored entry"),
+            ADDRESS,
+        ),
+        overrides=True,
+    ),
+    "train": Verb(
+        "train trials of an experiment, without a search",
+        "dropgen.platform.train:command",
+        ("train my.yaml --method erm --seed 1", "train my.yaml --method 'dropgen p=0.5' --training.workers=2"),
+        (EXPERIMENT, METHOD, SEED, ADDRESS),
+        overrides=True,
+    ),
+    "search": Verb(
+        "search p and every other hyperparameter with Ray Tune; register the best trial",
+        "dropgen.tuning.search:command",
+        ("search", "search my.yaml --max-minutes 60", "search my.yaml --search.sampler=tpe --search.scheduler=asha"),
+        (
+            option("experiment", type=Path, nargs="?", help="experiment YAML (default: p on the demo study)"),
+            option("--max-minutes", type=float, help="stop starting trials after this many minutes"),
+            ADDRESS,
+        ),
+        overrides=True,
+    ),
+    "evaluate": Verb(
+        "predict the test cases on their native grids and score them",
+        "dropgen.platform.evaluate:command",
+        ("evaluate my.yaml", "evaluate my.yaml --method erm"),
+        (EXPERIMENT, METHOD, SEED),
+        overrides=True,
+    ),
+    "report": Verb(
+        "write the HTML page of an experiment that has been evaluated",
+        "dropgen.platform.evaluation.report:command",
+        ("report my.yaml",),
+        (EXPERIMENT,),
+        overrides=True,
+    ),
+    "register": Verb(
+        "put a trained bundle into the model registry and point an alias at it",
+        "dropgen.platform.tracking:command",
+        ("register runs/demo/trials/3f2a/bundle --name demo", "register BUNDLE --name demo --alias candidate"),
+        (
+            option("bundle", type=Path, help="Segmenter folder"),
+            option("--name", required=True, help="registered model name"),
+            option("--alias", default="champion", help="alias that will point at it (default champion)"),
+        ),
+    ),
+    "serve": Verb(
+        "serve a registered model over HTTP",
+        "dropgen.serving.app:command",
+        ("serve --name demo", "serve --name demo --alias candidate --port 8080"),
+        (
+            option("--name", default="demo", help="registered model name (default demo)"),
+            option("--alias", default="champion", help="alias to serve (default champion)"),
+            option("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"),
+            option("--port", type=int, default=8000, help="port to listen on (default 8000)"),
+            option("--replicas", type=int, default=1, help="model replicas (default 1)"),
+            ADDRESS,
+        ),
+    ),
+    "segment": Verb(
+        "segment every NIfTI file of a folder, in process or through a running server",
+        "dropgen.serving.batch:command",
+        ("segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000"),
+        (
+            option("input", type=Path, help="folder of .nii or .nii.gz files"),
+            option("output", type=Path, help="folder for masks and outcomes.csv"),
+            option("--name", default="demo", help="registered model name (default demo)"),
+            option("--alias", default="champion", help="alias to use (default champion)"),
+            option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
+            option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            option("--modality", help="modality of the scans, where the model's intensity rule needs it"),
+        ),
+    ),
+    "methods": Verb(
+        "list the methods, or print a configuration to start from",
+        "dropgen.platform.methods.command:command",
+        ("methods", "methods --yaml dropgen"),
+        (option("--yaml", metavar="NAME", help="print an experiment YAML for this method"),),
+    ),
+    "doctor": Verb(
+        "check this machine: packages, memory, disk, Ray, a 3D convolution",
+        "dropgen.tuning.doctor:command",
+        ("doctor",),
+    ),
+}  # fmt: skip

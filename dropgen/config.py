@@ -1,0 +1,257 @@
+"""The experiment: one typed, frozen description of everything a run depends on.
+
+YAML is its serialised form; any leaf can be set from the command line (`--training.steps=200`).
+An unknown key is an error that names the closest known one. Method and extractor options are kept
+as plain values here and checked by their own registries, so that this floor knows no method.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dropgen.errors import ConfigError, closest
+
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base of every configuration section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(BaseModel):
+    """A registered part chosen by name, with its own options beside the name.
+
+    `{name: dropgen, p: 0.5}` selects the method "dropgen" with option p. The registry that owns the
+    name checks the options (`platform.methods.build`, `features.extractors.build`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options beside the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> Self:
+        """Builds a component from a name and its options."""
+        return cls.model_validate({"name": name, **options})
+
+    @property
+    def label(self) -> str:
+        """Name and options in one line, for tables and folder names: `dropgen p=0.5`."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+class Features(Frozen):
+    """Where a method's features come from."""
+
+    extractor: Component = Component.of("mind")
+    source: Literal["stored", "online"] = "stored"
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class Network(Frozen):
+    """The predictor UNet (METHODS: base 20, 5 downsamplings)."""
+
+    base: int = Field(20, ge=1)
+    downs: int = Field(5, ge=1)
+    convs: int = Field(2, ge=1, description="convolutions per encoder level")
+
+
+class Augmentation(Frozen):
+    """Random changes of a training crop; each item happens with probability `probability`."""
+
+    probability: float = Field(0.33, ge=0, le=1)
+    intensity: bool = True
+    affine: bool = True
+
+
+class Training(Frozen):
+    """Optimisation of one trial."""
+
+    steps: int = Field(40000, ge=1)
+    batch: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    validate_every: int = Field(1000, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    augmentation: Augmentation = Augmentation()
+    workers: int = Field(1, ge=1, description="data-parallel processes per trial")
+    threads: int = Field(1, ge=1, description="CPU threads per process")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Selection(Frozen):
+    """The rule that chooses checkpoint and hyperparameters; the test split never takes part.
+
+    `target_validation`: validation cases of domains that are not trained on (the paper's rule);
+    `source_validation`: validation cases of the training domains; `all_validation`: both.
+    """
+
+    rule: Literal["target_validation", "source_validation", "all_validation"] = "target_validation"
+
+
+class Evaluation(Frozen):
+    """Sliding-window prediction."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+
+
+class Search(Frozen):
+    """How hyperparameters are searched."""
+
+    sampler: Literal["grid", "tpe"] = "grid"
+    trials: int = Field(16, ge=1, description="number of trials of the tpe sampler")
+    scheduler: Literal["none", "asha"] = "none"
+    concurrent: int = Field(2, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+
+
+class Experiment(Frozen):
+    """One experiment: a study, the methods to compare on it, and how they are trained and chosen.
+
+    A list as the value of a method option is a grid: `{name: dropgen, p: [0, 0.5]}` is two trials.
+    With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    study: Path
+    methods: tuple[Component, ...] = (Component.of("dropgen"),)
+    seeds: tuple[int, ...] = (42,)
+    features: Features = Features()
+    network: Network = Network()
+    training: Training = Training()
+    selection: Selection = Selection()
+    evaluation: Evaluation = Evaluation()
+    search: Search = Search()
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.methods or not self.seeds:
+            raise ValueError("methods and seeds must each name at least one entry")
+        return self
+
+
+class Trial(Frozen):
+    """One training run inside an experiment: a method with fixed hyperparameters, and a seed."""
+
+    method: Component
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """`dropgen p=0.5 seed=42`."""
+        return f"{self.method.label} seed={self.seed}"
+
+
+def to_json(config: BaseModel) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return dict(json.loads(config.model_dump_json()))
+
+
+def load_experiment(path: Path, root: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment from YAML.
+
+    Args:
+        path: The YAML file.
+        root: The folder that all output goes to; fills `{root}` in the file.
+        overrides: `section.key=value` items, values in YAML syntax.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds a wrong key or value.
+    """
+    values = read_yaml(path)
+    for item in overrides:
+        _override(values, item)
+    if "study" in values:
+        values["study"] = str(resolve(str(values["study"]), path.parent, root))
+    return validate(Experiment, values, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; name an experiment or study YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of keys to values; see configs/ for examples")
+    return values
+
+
+def resolve(text: str, folder: Path, root: Path) -> Path:
+    """Turns a path from a YAML file into an absolute one.
+
+    `{root}` stands for the output root and `{data}` for the folder named by DROPGEN_DATA; a relative
+    path is relative to the YAML file's folder.
+    """
+    if "{data}" in text and not os.environ.get("DROPGEN_DATA"):
+        raise ConfigError(f"path '{text}' needs DROPGEN_DATA: set it to the folder that holds your data")
+    filled = text.replace("{root}", str(root)).replace("{data}", os.environ.get("DROPGEN_DATA", ""))
+    return (folder / filled).resolve()
+
+
+def validate(section: type[Section], values: Mapping[str, Any], where: str) -> Section:
+    """Validates plain values and turns every complaint into one sentence.
+
+    Raises:
+        ConfigError: Naming the key, the value and, for an unknown key, the closest known one.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        sentences = [_sentence(section, dict(problem)) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(sentences)) from None
+
+
+def _sentence(section: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{closest(location[-1], _fields_at(section, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key or 'the file'} = {problem['input']!r}: {message}"
+
+
+def _fields_at(section: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        field = section.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
+
+
+def _override(values: dict[str, Any], item: str) -> None:
+    key, separator, text = item.removeprefix("--").partition("=")
+    if not separator or not key:
+        raise ConfigError(f"'{item}' is not an override; write --section.key=value, for example --training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"'{item}': the value is not YAML") from None
+    *parents, leaf = key.split(".")
+    target = values
+    for parent in parents:
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"'{item}': '{parent}' is a single value, not a section")
+        target = child
+    target[leaf] = value

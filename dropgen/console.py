@@ -1,0 +1,57 @@
+"""What a person sees: lines on the terminal and progress bars, always on the right stream.
+
+With `--json` stdout holds one JSON document and everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_json_mode = False
+
+
+def set_json_mode(on: bool) -> None:
+    """Sends all human text to stderr when on."""
+    global _json_mode
+    _json_mode = on
+
+
+def say(text: str = "") -> None:
+    """Prints one line for a person."""
+    print(text, file=sys.stderr if _json_mode else sys.stdout, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints one warning on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Progress]:
+    """A progress bar on stderr with count, rate per second and time left.
+
+    Args:
+        unit: What is counted, for example "volumes".
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.2f} {unit}/s" if speed else f"- {unit}/s", style="cyan")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+        yield bars
