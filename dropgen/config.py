@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dropgen.errors import ConfigError, closest
 
-
 Section = TypeVar("Section", bound=BaseModel)
 
 
