@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dropgen import __version__, console
 from dropgen.commands import VERBS, Verb
@@ -40,6 +41,7 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
         if arguments.debug:
             raise
         print(f"dropgen {arguments.verb}: {error}", file=sys.stderr)
+        _print_document(arguments, error.document)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"dropgen {arguments.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -50,9 +52,13 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
         cause = " ".join(str(error).split())
         print(f"dropgen {arguments.verb}: {type(error).__name__}: {cause} (--debug shows where)", file=sys.stderr)
         return 1
+    _print_document(arguments, document)
+    return 0
+
+
+def _print_document(arguments: argparse.Namespace, document: dict[str, Any] | None) -> None:
     if arguments.json and document is not None:
         print(json.dumps(document, indent=2, default=str))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

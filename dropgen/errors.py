@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DropGenError(Exception):
-    """Base of all errors that are the input's or the machine's fault, not the program's."""
+    """Base of all errors that are the input's or the machine's fault, not the program's.
+
+    Attributes:
+        document: The verb's JSON document, printed all the same with `--json`, where part of the work was done.
+    """
 
     exit_code = 2
+    document: dict[str, Any] | None = None
 
 
 class ConfigError(DropGenError):
