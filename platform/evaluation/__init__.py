@@ -1,0 +1,1 @@
+"""Prediction over whole volumes, scores, and the page that shows them."""

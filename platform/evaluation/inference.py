@@ -1,0 +1,66 @@
+"""Sliding windows over one prepared volume.
+
+Features reach a window by one of two ways, stated by the bundle's `feature_scope`. "volume": the
+extractor saw the whole volume and the window cuts its raw features out, as the feature store does for
+training crops. "window": the extractor sees only the window, as it saw only the crop in online training.
+Either way the instance norm is the network input's own first step, so its statistics are the window's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor, nn
+
+from dropgen.features.extractors import Extractor, instance_norm
+from dropgen.features.studies.prepare import Prepared
+from dropgen.platform.methods import Method
+
+WINDOWS_AT_ONCE = 4
+
+
+@torch.no_grad()
+def predict_logits(
+    network: nn.Module,
+    method: Method,
+    prepared: Prepared,
+    features_cxyz: np.ndarray | None,
+    window_extractor: Extractor | None,
+    *,
+    crop: tuple[int, int, int],
+    overlap: float,
+    device: str,
+) -> Tensor:
+    """Logits of a whole volume, averaged where windows overlap.
+
+    Args:
+        network: In eval mode.
+        method: Builds the network's input from image and features.
+        prepared: At least `crop` voxels along every axis.
+        features_cxyz: Raw features of the whole volume, or None.
+        window_extractor: Extracts features in each window instead; None when they are given or not needed.
+        crop: Window size in voxels.
+        overlap: Fraction of a window that the next one repeats.
+        device: Where the network is.
+
+    Returns:
+        `[K, X, Y, Z]` float32 on the prepared grid.
+    """
+    channels = [prepared.unit[None]] if features_cxyz is None else [prepared.unit[None], features_cxyz]
+    source_1cxyz = torch.from_numpy(np.concatenate(channels, axis=0, dtype=np.float32))[None]
+
+    def window_logits(window_bcxyz: Tensor) -> Tensor:
+        unit_b1xyz, raw_bcxyz = window_bcxyz[:, :1], window_bcxyz[:, 1:]
+        if window_extractor is not None:
+            raw_bcxyz = window_extractor(unit_b1xyz)
+        image_b1xyz = (unit_b1xyz - prepared.shift) / prepared.scale
+        features = instance_norm(raw_bcxyz) if method.needs_features else None
+        logits: Tensor = network(method.inputs(image_b1xyz, features))
+        return logits.float()
+
+    blended = sliding_window_inference(
+        source_1cxyz, crop, WINDOWS_AT_ONCE, window_logits, overlap, mode="constant", sw_device=device, device="cpu"
+    )
+    assert isinstance(blended, Tensor)
+    return blended[0]

@@ -1,0 +1,31 @@
+"""The registered model as MLflow's generic Python model, for programs that know MLflow but not this project.
+
+MLflow keeps a copy of this file with the model and runs it on load; the project's own serving never does.
+`mlflow.pyfunc.load_model(uri).predict(["scan.nii.gz"])` gives one uint8 mask per file, on the file's grid;
+`load_model(uri, model_config={"modality": "MR"})` names the modality where the intensity rule needs one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from dropgen.features.studies.volume import read_volume
+from dropgen.platform.segmenter import Segmenter
+
+
+class SegmenterModel(PythonModel):  # type: ignore[misc]
+    """Calls the one `Segmenter` on files."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self._segmenter = Segmenter.load(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
+        modality = context.model_config["modality"]
+        return [self._segmenter.predict(read_volume(Path(path)), modality) for path in model_input]
+
+
+set_model(SegmenterModel())
