@@ -1,0 +1,1 @@
+"""Studies: cases on disk, checked, read and prepared."""

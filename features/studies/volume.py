@@ -1,0 +1,191 @@
+"""One NIfTI file in, one array with its affine out; every way a file can be broken is named here."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+
+from dropgen.errors import VolumeError
+
+MAX_AXIS = 4096  # voxels; beyond any scanner, so a header that says more is damaged
+MAX_VOXELS = 2**31
+MIN_UNIT_DETERMINANT = 1e-6  # of the affine with its columns scaled to length 1: below, two axes coincide
+GZIP_MAGIC = b"\x1f\x8b"
+DECODE_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One image or mask as stored in its file.
+
+    Attributes:
+        array: [X, Y, Z] in file order; float32 for an image, int32 for a mask.
+        affine: [4, 4] float64, voxel index to world millimetres (RAS+).
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+
+def read_volume(path: Path) -> Volume:
+    """Reads an image as float32.
+
+    Raises:
+        VolumeError: The file is missing, undecodable, truncated, not a 3-D one-channel NIfTI, holds voxels
+            that are not finite, or has a singular affine.
+    """
+    with _open(path) as stream:
+        return _image(stream, str(path))
+
+
+def volume_from_bytes(data: bytes, name: str = "the image") -> Volume:
+    """Reads an image from the bytes of a .nii or .nii.gz file, with the checks of `read_volume`.
+
+    Args:
+        data: The file's content.
+        name: What error messages call it.
+    """
+    return _image(io.BytesIO(data), name)
+
+
+def read_mask(path: Path) -> Volume:
+    """Reads a label map as int32.
+
+    Raises:
+        VolumeError: As `read_volume`, and where a value is not a whole number.
+    """
+    with _open(path) as stream:
+        array, affine = _decode(stream, str(path))
+    _require_finite(array, str(path))
+    if array.dtype.kind == "f" and not (whole := array == np.rint(array)).all():
+        x, y, z = _first(~whole)
+        raise VolumeError(f"{path}: label at voxel [{x}, {y}, {z}] is {array[x, y, z]:g}; labels must be whole numbers")
+    mask = array.astype(np.int32)
+    if not (same := mask == array).all():
+        x, y, z = _first(~same)
+        raise VolumeError(f"{path}: label at voxel [{x}, {y}, {z}] is {array[x, y, z]:g}, too large to be a class")
+    return Volume(mask, affine)
+
+
+def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a mask [X, Y, Z] as uint8 NIfTI; a reader sees the whole file or none."""
+    write_volume(path, mask.astype(np.uint8), affine)
+
+
+def mask_to_bytes(mask: np.ndarray, affine: np.ndarray) -> bytes:
+    """A mask [X, Y, Z] as the bytes of a uint8 .nii.gz file."""
+    return _encode(mask.astype(np.uint8), affine, compress=True)
+
+
+def write_volume(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Writes an array [X, Y, Z] as NIfTI in its own dtype, gzipped when the name ends in .gz.
+
+    The same array always gives the same bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(_encode(array, affine, compress=path.suffix == ".gz"))
+    partial.replace(path)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be opened ({error.strerror}); check the path in the manifest") from None
+
+
+def _image(stream: BinaryIO, name: str) -> Volume:
+    array, affine = _decode(stream, name)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is reported as such
+        array = array.astype(np.float32)
+    _require_finite(array, name)
+    return Volume(array, affine)
+
+
+def _decode(stream: BinaryIO, name: str) -> tuple[np.ndarray, np.ndarray]:
+    magic = stream.read(2)
+    stream.seek(0)
+    plain: Any = gzip.GzipFile(fileobj=stream) if magic == GZIP_MAGIC else stream
+    try:
+        kind = _nifti_kind(plain)
+        if kind is None:
+            raise VolumeError(f"{name} is not a NIfTI file; convert it to .nii or .nii.gz")
+        image = kind.from_stream(plain)
+        _require_shape(image.shape, image.get_data_dtype(), name)
+        affine = np.asarray(image.affine, np.float64)
+        _require_invertible(affine, name)
+        array = np.array(image.dataobj)
+        plain.read(1)  # the end of a gzip stream is where its checksum is compared
+    except DECODE_ERRORS as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise VolumeError(f"{name} is damaged or truncated ({cause}); copy or export it again") from None
+    return array, affine
+
+
+def _nifti_kind(stream: Any) -> type[nib.Nifti1Image] | None:
+    header = stream.read(nib.Nifti2Header.sizeof_hdr)
+    stream.seek(0)
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    return next((kind for kind in kinds if kind.header_class.may_contain_header(header)), None)
+
+
+def _require_shape(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "iuf":
+        raise VolumeError(f"{name} holds {dtype} voxels, not one number each; export one gray channel")
+    if len(shape) != 3:
+        raise VolumeError(f"{name} is {len(shape)}-D with shape {list(shape)}; export one 3-D volume per file")
+    for axis, size in zip("xyz", shape, strict=True):
+        if not 1 <= size <= MAX_AXIS:
+            raise VolumeError(f"{name}: axis {axis} has {size} voxels, not 1 to {MAX_AXIS}; the header is damaged")
+    if (voxels := math.prod(shape)) > MAX_VOXELS:
+        raise VolumeError(
+            f"{name}: shape {list(shape)} is {voxels} voxels, more than {MAX_VOXELS}; crop or resample it"
+        )
+
+
+def _require_invertible(affine: np.ndarray, name: str) -> None:
+    if not np.isfinite(affine).all():
+        raise VolumeError(f"{name}: the affine holds a value that is not finite; repair the header")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    for axis, length in zip("xyz", lengths, strict=True):
+        if length == 0:
+            raise VolumeError(f"{name}: the affine is singular, axis {axis} has a step of 0 mm; repair the header")
+    if abs(determinant := np.linalg.det(affine[:3, :3] / lengths)) < MIN_UNIT_DETERMINANT:
+        raise VolumeError(
+            f"{name}: the affine is singular, two of its axes coincide (determinant of the unit axes "
+            f"{determinant:.1e}); repair the header"
+        )
+
+
+def _require_finite(array: np.ndarray, name: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        x, y, z = _first(~finite)
+        count = array.size - int(np.count_nonzero(finite))
+        raise VolumeError(
+            f"{name}: voxel [{x}, {y}, {z}] is {array[x, y, z]} ({count} voxels are not finite); mend or mask them"
+        )
+
+
+def _first(where: np.ndarray) -> tuple[int, int, int]:
+    x, y, z = np.unravel_index(int(np.argmax(where)), where.shape)
+    return int(x), int(y), int(z)
+
+
+def _encode(array: np.ndarray, affine: np.ndarray, compress: bool) -> bytes:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    data = bytes(image.to_bytes())
+    return gzip.compress(data, compresslevel=3, mtime=0) if compress else data
