@@ -1,0 +1,68 @@
+"""DropGen: image and stable features side by side, whole channels dropped at random in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dropgen.errors import ConfigError
+from dropgen.platform.methods.batch import Batch
+
+
+@dataclass(frozen=True)
+class DropGen:
+    """Channel dropout on u = [x; r], r = IN(F(x)), directly before the first convolution.
+
+    In training every sample b and channel c draws m[b, c] ~ Bernoulli(1 - p) and the network sees
+    u'[b, c] = u[b, c] * m[b, c] / (1 - p), so that E[u'] = u; the image channel takes part like any
+    other. This is `torch.nn.functional.dropout3d` with the mask drawn beforehand. At inference u
+    enters whole.
+
+    Attributes:
+        p: Probability that a channel is dropped, in [0, 1). 0 is plain concatenation.
+        min_keep: 1 switches one uniformly chosen channel back on where all were dropped (chance
+            p**channels); this gives up E[u'] = u exactly. 0 keeps such all-zero samples.
+    """
+
+    p: float = 0.75
+    min_keep: int = 0
+
+    name: ClassVar[str] = "dropgen"
+    acts_on: ClassVar[str] = "input"
+    needs_features: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.0, 0.25, 0.5, 0.75)}
+    source: ClassVar[str] = "the DropGen paper (later: MaskGen), channel dropout over image and features"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 <= self.p < 1:
+            raise ConfigError(f"dropgen: p = {self.p!r} must be a number of at least 0 and below 1")
+        if self.min_keep not in (0, 1):
+            raise ConfigError(f"dropgen: min_keep = {self.min_keep!r} must be 0 or 1")
+
+    def in_channels(self, feature_channels: int) -> int:
+        """The image and the extractor's channels."""
+        return 1 + feature_channels
+
+    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+        """The mask m of one sample."""
+        kept = generator.random(1 + feature_channels) >= self.p
+        if self.min_keep and not kept.any():
+            kept[generator.integers(len(kept))] = True
+        return kept
+
+    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
+        """u = [x; r]."""
+        assert features_bcxyz is not None
+        return torch.cat((image_b1xyz, features_bcxyz), dim=1)
+
+    def loss(self, network: nn.Module, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The criterion on the prediction from u'."""
+        u = self.inputs(batch.image_b1xyz, batch.features_bcxyz)
+        if self.p > 0:
+            u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
+        return criterion(network(u), batch.label_b1xyz)

@@ -1,0 +1,171 @@
+"""Turns planned samples into training batches: read what survives, replay the geometry, add noise."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dropgen.config import Augmentation
+from dropgen.features.extractors import Extractor, instance_norm
+from dropgen.features.index import CaseKeys
+from dropgen.features.store import FeatureStore
+from dropgen.platform.methods import Method
+from dropgen.platform.methods.batch import Batch
+from dropgen.platform.training.augment import add_noise, warp
+from dropgen.platform.training.plan import Sample, SamplePlan
+
+PREFETCH = 4
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batch of any step, for one worker's share of the slots.
+
+    Attributes:
+        plan: What each slot of each step is.
+        slots: The slots of this worker.
+        method: Whether and which features are needed.
+        store: Where volumes, labels and stored features are.
+        keys: Store keys of every training case.
+        extractor: For online features, and for what stored features are beyond the crop.
+        stored: Whether features are read from the store instead of being computed from the crop.
+        augmentation: Probabilities and switches.
+        device: Where the batch and online extraction live.
+    """
+
+    plan: SamplePlan
+    slots: tuple[int, ...]
+    method: Method
+    store: FeatureStore
+    keys: Mapping[str, CaseKeys]
+    extractor: Extractor | None
+    stored: bool
+    augmentation: Augmentation
+    device: str
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step, on the device."""
+        samples = [self.plan.sample(step, slot) for slot in self.slots]
+        read = [self._read(sample) for sample in samples]
+        units = torch.stack([unit for unit, _, _ in read]).to(self.device)
+        labels = torch.stack([label for _, label, _ in read]).to(self.device)
+        kept = torch.from_numpy(np.stack([sample.kept for sample in samples])).to(self.device)
+        features = None
+        if self.method.needs_features:
+            if self.stored:
+                features = torch.stack([values for _, _, values in read if values is not None]).to(self.device)
+            else:
+                assert self.extractor is not None
+                features = self.extractor(units)
+            features = instance_norm(features)
+        return Batch(self._rescale(units, samples), labels, features, kept)
+
+    def _rescale(self, units_b1xyz: Tensor, samples: list[Sample]) -> Tensor:
+        """Unit scale to the study's intensity rule."""
+        volumes = [self.store.volume(self.keys[sample.case].volume) for sample in samples]
+        shift = torch.tensor([volume.shift for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
+        scale = torch.tensor([volume.scale for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
+        return (units_b1xyz - shift) / scale
+
+    def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One sample's unit crop `[1, ...]`, label `[1, ...]` and raw features `[C, ...]`."""
+        keys = self.keys[sample.case]
+        assert keys.label is not None
+        unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))
+        label = _tensor(sample.symmetry(self.store.label(keys.label)[sample.box][None]))
+        if self.augmentation.intensity and self.augmentation.probability > 0:
+            unit = add_noise(unit, sample.noise_seed, self.augmentation.probability)
+        features = self._stored_features(sample) if self.method.needs_features and self.stored else None
+        if sample.affine is not None:
+            zero = torch.zeros(1)
+            unit = warp(unit, sample.affine, zero).clamp(0, 1)
+            label = warp(label, sample.affine, zero, mode="nearest")
+        return unit, label.long(), features
+
+    def _stored_features(self, sample: Sample) -> Tensor:
+        """Raw features of the crop under the sample's geometry; dropped channels stay zero, unread.
+
+        The features are the last channels of every network input, so the last entries of `kept`.
+        """
+        assert self.extractor is not None
+        key = self.keys[sample.case].features
+        assert key is not None
+        count = self.extractor.channels
+        wanted = np.flatnonzero(sample.kept[-count:])
+        permutation = self.extractor.channel_permutation(sample.symmetry) or tuple(range(count))
+        result = torch.zeros(count, *self.plan.crop)
+        if len(wanted):
+            source = [permutation[channel] for channel in wanted]
+            crop = _tensor(sample.symmetry(self.store.features(key).read(source, sample.box)))
+            if sample.affine is not None:
+                crop = warp(crop, sample.affine, self._background[wanted])
+            result[wanted] = crop.float()
+        return result
+
+    @functools.cached_property
+    def _background(self) -> Tensor:
+        """The extractor's response `[C]` to an empty image: what lies beyond a stored crop."""
+        assert self.extractor is not None
+        size = self.extractor.min_size
+        return self.extractor(torch.zeros(1, 1, size, size, size, device=self.device)).mean(dim=(0, 2, 3, 4)).cpu()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+@dataclass
+class Prefetched:
+    """Batches made ahead in a thread, in order.
+
+    Attributes:
+        waited: Seconds that the consumer spent waiting for a batch.
+    """
+
+    batches: Batches
+    start: int
+    stop: int
+    waited: float = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        """Yields (step, batch) for every step; an error in the thread is raised here."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH)
+        closed = threading.Event()
+
+        def put(item: Batch | BaseException) -> None:
+            while not closed.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def produce() -> None:
+            try:
+                for step in range(self.start, self.stop):
+                    if closed.is_set():
+                        return
+                    put(self.batches.at(step))
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=produce, name="batches", daemon=True)
+        thread.start()
+        try:
+            for step in range(self.start, self.stop):
+                began = time.perf_counter()
+                item = ready.get()
+                self.waited += time.perf_counter() - began
+                if isinstance(item, BaseException):
+                    raise item
+                yield step, item
+        finally:
+            closed.set()
+            thread.join()

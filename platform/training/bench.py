@@ -1,0 +1,106 @@
+"""What all trials of an experiment share: the study, the store, the extractor, and where trials live."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from dropgen.config import Component, Experiment, Trial, to_json
+from dropgen.errors import ConfigError
+from dropgen.features.extractors import Extractor
+from dropgen.features.extractors import build as build_extractor
+from dropgen.features.index import StudyIndex
+from dropgen.features.store import FeatureStore
+from dropgen.features.studies.study import Study, load_study, validation_cases
+from dropgen.manifest import code_version, digest
+from dropgen.platform.methods import build as build_method
+from dropgen.platform.networks import require_crop_fits
+
+CODE = ("features", "platform/training", "platform/methods", "platform/networks")
+
+
+def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
+    """Every method with every combination of its listed option values, with every seed."""
+    methods = [variant for method in experiment.methods for variant in _grid(method)]
+    return tuple(Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds)
+
+
+def _grid(method: Component) -> list[Component]:
+    names = list(method.options)
+    values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
+    return [
+        Component.of(method.name, **dict(zip(names, choice, strict=True))) for choice in itertools.product(*values)
+    ]
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Opened once per process; refuses an experiment that could not run to its end.
+
+    Attributes:
+        root: Absolute output root.
+        extractor: None when no method of the experiment needs features.
+        index: Store keys of every case; without feature keys when features are made online.
+    """
+
+    experiment: Experiment
+    root: Path
+    study: Study
+    store: FeatureStore
+    extractor: Extractor | None
+    index: StudyIndex
+
+    @classmethod
+    def open(cls, experiment: Experiment, root: Path) -> Workbench:
+        """Loads the study, builds methods and extractor, and checks that the store covers every case.
+
+        Raises:
+            ConfigError: A method option is out of range, or the crop does not fit the network.
+            StudyError: The study is broken or has no case to validate on.
+            StoreError: A case is not in the store.
+        """
+        methods = [build_method(trial.method) for trial in trials_of(experiment)]
+        study = load_study(experiment.study, root)
+        require_crop_fits(experiment.network, study.crop)
+        validation_cases(study, experiment.selection.rule)
+        training = experiment.training
+        if training.batch % training.workers:
+            raise ConfigError(
+                f"training.batch = {training.batch} cannot be shared by training.workers = {training.workers}: "
+                "choose a multiple"
+            )
+        needed = any(method.needs_features for method in methods)
+        extractor = build_extractor(experiment.features.extractor) if needed else None
+        store = FeatureStore(root / "store")
+        stored = extractor if experiment.features.source == "stored" else None
+        index = StudyIndex.of(study, stored, experiment.features.dtype)
+        index.require(store)
+        return cls(experiment, root, study, store, extractor, index)
+
+    def folder(self, trial: Trial) -> Path:
+        """Where a trial's files live; the name covers its configuration, its data and the code."""
+        return self.root / self.experiment.name / "trials" / self.key(trial)
+
+    def key(self, trial: Trial) -> str:
+        """Digest of everything that a trial's result depends on."""
+        experiment = self.experiment
+        needs_features = build_method(trial.method).needs_features
+        used = {split: [case.id for case in self.study.split(split)] for split in ("train", "val")}
+        keys = {name: self.index.keys[name] for names in used.values() for name in names}
+        return digest({
+            "trial": to_json(trial),
+            "network": to_json(experiment.network),
+            "training": to_json(experiment.training),
+            "selection": to_json(experiment.selection),
+            "evaluation": to_json(experiment.evaluation),
+            "features": to_json(experiment.features) if needs_features else None,
+            "extractor": self.extractor.fingerprint if needs_features and self.extractor else None,
+            "classes": self.study.classes,
+            "orientation": self.study.orientation_augmentation,
+            "crop": self.study.crop,
+            "cases": used,
+            "data": {name: (key.volume, key.label, key.features if needs_features else None)
+                     for name, key in keys.items()},
+            "code": code_version(*CODE),
+        })  # fmt: skip

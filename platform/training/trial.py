@@ -1,0 +1,175 @@
+"""One trial on one rank: builds the parts, trains, keeps the best network as a bundle, records the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropgen.config import Trial, to_json
+from dropgen.errors import ConfigError
+from dropgen.features.studies.study import Case, validation_cases
+from dropgen.manifest import git_commit, read_json, write_json
+from dropgen.platform.evaluation.metrics import case_dice, mean_dice
+from dropgen.platform.methods import Method
+from dropgen.platform.methods import build as build_method
+from dropgen.platform.networks import build_predictor
+from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.training.batches import Batches
+from dropgen.platform.training.bench import Workbench
+from dropgen.platform.training.loop import History, Progress, Task, fit
+from dropgen.platform.training.plan import SamplePlan
+from dropgen.platform.training.workers import Workers
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a trial that has ended, or None."""
+    result: dict[str, Any] | None = read_json(folder / "result.json")
+    return result
+
+
+def run_trial(
+    bench: Workbench, trial: Trial, workers: Workers, on_progress: Callable[[Progress], None]
+) -> dict[str, Any]:
+    """Trains one trial from where it stands; every rank calls this.
+
+    Writes `trial.json`, `last.ckpt`, `bundle/` and, last, `result.json` into the trial's folder.
+    """
+    folder = bench.folder(trial)
+    if (done := finished(folder)) is not None:
+        return done
+    began = time.perf_counter()
+    experiment, training = bench.experiment, bench.experiment.training
+    if workers.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "trial.json", {"trial": to_json(trial), "experiment": to_json(experiment)})
+    torch.set_num_threads(training.threads)
+    torch.manual_seed(trial.seed)
+    device = choose_device(training.device)
+    method = build_method(trial.method)
+    extractor = bench.extractor if method.needs_features else None
+    channels = extractor.channels if extractor else 0
+    network = build_predictor(experiment.network, method.in_channels(channels), len(bench.study.classes))
+    segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
+    task = Task(
+        network=network,
+        method=method,
+        batches=_batches(bench, trial, method, channels, workers, device),
+        training=training,
+        validate=lambda: _validate(bench, segmenter, method, workers),
+        keep=lambda: segmenter.save(folder / "bundle"),
+        folder=folder,
+        device=device,
+    )
+    history = fit(task, workers, on_progress)
+    result = _result(bench, trial, method, history, time.perf_counter() - began)
+    if workers.rank == 0:
+        write_json(folder / "result.json", result)
+    return result
+
+
+def choose_device(wanted: str) -> str:
+    """ "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device = 'cuda', but this machine has no usable CUDA device; set it to 'auto'")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
+    """Everything a bundle must say to predict without the experiment."""
+    experiment, study = bench.experiment, bench.study
+    method = build_method(trial.method)
+    extractor = bench.extractor if method.needs_features else None
+    return SegmenterSpec(
+        name=f"{experiment.name} {trial.label}",
+        classes=study.classes,
+        spacing=study.spacing,
+        crop=study.crop,
+        intensity=study.intensity,
+        method=trial.method,
+        network=experiment.network,
+        extractor=experiment.features.extractor if extractor else None,
+        extractor_fingerprint=extractor.fingerprint if extractor else None,
+        feature_scope="volume" if experiment.features.source == "stored" else "window",
+        overlap=experiment.evaluation.overlap,
+    )
+
+
+def _batches(
+    bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str
+) -> Batches:
+    training = bench.experiment.training
+    cases = bench.study.split("train")
+    plan = SamplePlan(
+        seed=trial.seed,
+        shapes={case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases},
+        crop=bench.study.crop,
+        mask=lambda generator: method.plan(generator, channels),
+        orientation=bench.study.orientation_augmentation,
+        affine=training.augmentation.affine,
+        probability=training.augmentation.probability,
+    )
+    return Batches(
+        plan=plan,
+        slots=tuple(range(training.batch))[workers.rank :: workers.size],
+        method=method,
+        store=bench.store,
+        keys={case.id: bench.index.keys[case.id] for case in cases},
+        extractor=bench.extractor if method.needs_features else None,
+        stored=bench.experiment.features.source == "stored",
+        augmentation=training.augmentation,
+        device=device,
+    )
+
+
+def _validate(bench: Workbench, segmenter: Segmenter, method: Method, workers: Workers) -> float:
+    """Mean Dice over the validation cases that the selection rule names, shared among the ranks."""
+    cases = validation_cases(bench.study, bench.experiment.selection.rule)
+    mine = [(case.subject, _score(bench, segmenter, method, case)) for case in cases[workers.rank :: workers.size]]
+    return mean_dice([scored for share in workers.gather(mine) for scored in share])
+
+
+def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> list[float]:
+    keys = bench.index.keys[case.id]
+    assert keys.label is not None
+    features = None
+    if method.needs_features and keys.features is not None:
+        stored = bench.store.features(keys.features)
+        x, y, z = (slice(0, size) for size in stored.shape)
+        features = stored.read(range(stored.channels), (x, y, z))
+    mask = segmenter.predict_prepared(bench.store.volume(keys.volume), features)
+    return case_dice(mask, bench.store.label(keys.label), len(bench.study.classes))
+
+
+def _result(
+    bench: Workbench, trial: Trial, method: Method, history: History, seconds: float
+) -> dict[str, Any]:
+    folder = bench.folder(trial)
+    steps = bench.experiment.training.steps
+    best_step, val_dice = history.best
+    return {
+        "label": trial.label,
+        "method": method.name,
+        "options": trial.method.options,
+        "p": getattr(method, "p", None),
+        "seed": trial.seed,
+        "key": bench.key(trial),
+        "steps": steps,
+        "best_step": best_step,
+        "val_dice": val_dice,
+        "converged": history.converged(steps),
+        "seconds": round(seconds, 2),
+        "train_seconds": round(history.train_seconds, 2),
+        "data_wait": round(history.data_wait, 4),
+        "curve": {"loss": history.losses, "validation": history.validation},
+        "bundle": str(folder / "bundle"),
+        "folder": str(folder),
+        "commit": git_commit(),
+    }

@@ -1,0 +1,61 @@
+"""The UNet family against the paper's parameter counts and the reference network's outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dropgen.features.unet import UNet
+
+
+@pytest.mark.parametrize(
+    ("inputs", "classes", "parameters"),
+    [(1, 2, 36_858_780), (17, 4, 36_868_500), (13, 9, 36_869_040), (16, 16, 36_874_440), (33, 14, 36_882_540)],
+)
+def test_predictor_has_the_published_parameter_count(inputs: int, classes: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = UNet(inputs, classes, base=20, downs=5)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_three_encoder_convolutions_give_the_tables_51_6_million() -> None:
+    with torch.device("meta"):
+        network = UNet(1, 2, base=20, downs=5, convs=3)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 51.6
+
+
+def test_anatomix_layout_has_66_modules_and_115_entries() -> None:
+    network = UNet(1, 16, base=16, downs=4)
+    assert len(network.model) == 66
+    assert len(network.state_dict()) == 115
+    assert sum(p.numel() for p in network.parameters()) == 5_899_344
+
+
+def test_state_dict_keys_equal_the_reference(golden: Path) -> None:
+    reference = np.load(golden / "anatomix_formula_weights.npz")
+    assert list(UNet(1, 16, base=16, downs=4).state_dict()) == [str(key) for key in reference["state_dict_keys"]]
+
+
+def test_output_keeps_the_spatial_size() -> None:
+    assert UNet(3, 5, base=2, downs=2)(torch.rand(2, 3, 8, 12, 16)).shape == (2, 5, 8, 12, 16)
+
+
+def test_zeroed_stable_slices_make_the_output_independent_of_features() -> None:
+    network = UNet(4, 2, base=2, downs=1).eval()
+    with torch.no_grad():
+        network.model[0].weight[:, 1:] = 0  # type: ignore[index, operator]
+    image = torch.rand(1, 1, 8, 8, 8)
+    outputs = [network(torch.cat((image, torch.randn(1, 3, 8, 8, 8)), dim=1)) for _ in range(2)]
+    assert torch.equal(outputs[0], outputs[1])
+
+
+def test_tap_equals_the_hooked_module_output() -> None:
+    network = UNet(1, 2, base=2, downs=2).eval()
+    seen: list[torch.Tensor] = []
+    network.model[20].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    image = torch.rand(1, 1, 8, 8, 8)
+    network(image)
+    assert torch.equal(network(image, tap=20), seen[0])
