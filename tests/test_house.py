@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 # Where a library may be imported; an entry that ends in "/" is a folder.
 HOMES = {
-    "mlflow": ("platform/tracking.py", "platform/pyfunc.py"),
+    "mlflow": ("platform/tracking.py", "platform/pyfunc_model.py"),
     "nibabel": ("features/studies/",),
     "optuna": ("tuning/",),
     "ray": ("features/cluster.py", "features/precompute.py", "platform/training/distributed.py", "tuning/", "serving/"),
