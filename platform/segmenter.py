@@ -43,7 +43,8 @@ class SegmenterSpec(Frozen):
     """What a bundle says of itself.
 
     Attributes:
-        name: The study it was trained on.
+        name: What a person calls it.
+        study: Name of the study it was trained on.
         classes: Class names; the index is the label value, 0 is background.
         spacing: Voxel size the network works on, mm.
         crop: Window size in voxels.
@@ -55,6 +56,7 @@ class SegmenterSpec(Frozen):
     """
 
     name: str
+    study: str
     classes: tuple[str, ...]
     spacing: tuple[float, float, float]
     crop: tuple[int, int, int]

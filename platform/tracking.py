@@ -222,7 +222,7 @@ def _tags(bundle: Path, record: Mapping[str, Any]) -> dict[str, str]:
     spec, result = record["spec"], read_json(bundle.parent / "result.json") or {}
     tags = {
         "bundle": record["weights_sha256"],
-        "study": spec["name"],
+        "study": spec["study"],
         "method": spec["method"]["name"],
         "p": result.get("p", spec["method"].get("p")),
         "val_dice": result.get("val_dice"),

@@ -1,0 +1,161 @@
+"""Test a trained trial: masks on native grids, Dice per case and class, means over subjects.
+
+The trial's bundle is loaded and given files, exactly as the server does; prepared volumes and stored
+features play no part here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dropgen import console
+from dropgen.config import Trial, load_experiment, to_json
+from dropgen.errors import CheckpointError
+from dropgen.features.studies.study import Case, Study, validation_cases
+from dropgen.features.studies.volume import read_mask, read_volume, write_mask
+from dropgen.manifest import Manifest, file_digest, read_json, write_json
+from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice, pooled_mean
+from dropgen.platform.segmenter import SPEC_FILE, Segmenter
+from dropgen.platform.train import Workbench, choose_trials
+from dropgen.platform.training.trial import choose_device
+
+COLUMNS = ("case", "subject", "domain", "split", "class", "dice")
+
+
+def held_out_cases(study: Study, rule: str) -> tuple[Case, ...]:
+    """The cases that neither trained nor selected anything.
+
+    These are the test cases and, where none of them comes from a training domain, the training
+    domains' validation cases, provided the selection rule does not look at them: without either
+    there would be no in-domain number.
+    """
+    test = study.split("test")
+    if study.train_domains & {case.domain for case in test}:
+        return test
+    selecting = {case.id for case in validation_cases(study, rule)}
+    unused = [case for case in study.split("val") if case.domain in study.train_domains and case.id not in selecting]
+    return (*test, *unused)
+
+
+def evaluate_trial(bench: Workbench, trial: Trial) -> dict[str, Any]:
+    """Predicts and scores every held-out case of a trained trial.
+
+    Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
+    returns at once when that is there for the same bundle.
+
+    Returns:
+        `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
+        (training domains pooled), `target_dice` (mean per unseen domain), `cases`, `scored`. Dice in 0..1.
+
+    Raises:
+        CheckpointError: The trial is not trained, or its bundle is damaged.
+    """
+    folder = bench.folder(trial)
+    if read_json(folder / "result.json") is None:
+        raise CheckpointError(
+            f"trial '{trial.label}' of experiment '{bench.experiment.name}' is not trained; run: dropgen train"
+            f" EXPERIMENT.yaml --method '{trial.method.label}' --seed {trial.seed}"
+        )
+    output, bundle = folder / "evaluation", folder / "bundle"
+    finished = read_json(output / "summary.json")
+    if finished and finished["bundle"] == file_digest(bundle / SPEC_FILE):
+        return dict(finished)
+    segmenter = Segmenter.load(bundle, choose_device(bench.experiment.training.device))
+    cases = held_out_cases(bench.study, bench.experiment.selection.rule)
+    scores: list[tuple[Case, np.ndarray]] = []
+    with console.progress("cases") as bars:
+        task = bars.add_task(f"evaluate {trial.label}", total=len(cases), note="")
+        for case in cases:
+            image = read_volume(case.image)
+            mask = segmenter.predict(image, case.modality)
+            write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
+            if case.label is not None:
+                scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
+            bars.update(task, advance=1, note=case.id)
+    _write_cases(output / "cases.csv", scores, bench.study.classes)
+    summary = summarise(scores, bench.study) | {
+        "label": trial.label, "cases": len(cases), "scored": len(scores), "bundle": file_digest(bundle / SPEC_FILE),
+    }  # fmt: skip
+    write_json(output / "summary.json", summary)
+    return summary
+
+
+def summarise(scores: Sequence[tuple[Case, np.ndarray]], study: Study) -> dict[str, Any]:
+    """Means over subjects of per-class Dice, training domains and unseen ones apart."""
+    domains = domain_dice(scores)
+    source = {name: spread for name, spread in domains.items() if name in study.train_domains}
+    classes = class_dice(scores, study.classes)
+    return {
+        "domains": {name: dataclasses.asdict(spread) for name, spread in domains.items()},
+        "classes": {
+            domain: {name: dataclasses.asdict(spread) for name, spread in spreads.items()}
+            for domain, spreads in classes.items()
+        },
+        "source_dice": pooled_mean(source),
+        "target_dice": {name: spread.mean for name, spread in domains.items() if name not in study.train_domains},
+    }
+
+
+def result_table(summaries: Mapping[str, Mapping[str, Any]], train_domains: frozenset[str]) -> Table:
+    """Dice in percent points, one row per trial and one column per domain, training domains first."""
+    found = {domain for summary in summaries.values() for domain in summary["domains"]}
+    order = sorted(found, key=lambda domain: (domain not in train_domains, domain))
+    table = Table("trial", title="Dice x 100, mean (SE) over subjects")
+    for domain in order:
+        table.add_column(f"{domain}\n{'source' if domain in train_domains else 'unseen'}", justify="right")
+    for label, summary in summaries.items():
+        table.add_row(label, *(_cell(summary["domains"].get(domain)) for domain in order))
+    return table
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`dropgen evaluate`."""
+    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    trials = choose_trials(experiment, arguments.method, arguments.seed)
+    bench = Workbench.open(experiment, arguments.root)
+    with Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment)).running():
+        summaries = {trial.label: evaluate_trial(bench, trial) for trial in trials}
+    terminal = Console()
+    with terminal.capture() as text:
+        terminal.print(result_table(summaries, bench.study.train_domains))
+    console.say(text.get().rstrip())
+    folders = {trial.label: str(bench.folder(trial) / "evaluation") for trial in trials}
+    return {"experiment": experiment.name, "evaluations": [{**summaries[key], "folder": folders[key]} for key in folders]}
+
+
+def _cell(spread: Mapping[str, float | None] | None) -> str:
+    if spread is None or spread["mean"] is None:
+        return "-"
+    error = "" if spread["se"] is None else f" ({100 * spread['se']:.1f})"
+    return f"{100 * spread['mean']:.1f}{error}"
+
+
+def _write_cases(path: Path, scores: Sequence[tuple[Case, np.ndarray]], classes: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for case, values in scores:
+            for name, value in zip(classes[1:], values, strict=True):
+                cell = "" if np.isnan(value) else f"{value:.6f}"
+                rows.writerow((case.id, case.subject, case.domain, case.split, name, cell))
+
+
+if __name__ == "__main__":
+    from dropgen.__main__ import main
+
+    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,122 @@
+"""Pictures of masks on images: one row per case, one column per mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from dropgen.features.studies.geometry import ras_grid, spacing_of, to_ras
+from dropgen.features.studies.volume import Volume
+
+COLOURS = ("#e4572e", "#2a9d8f", "#f2b134", "#5b8fd6", "#b35fc4", "#8ac926", "#ff8fa3", "#7f5539")
+INK, MUTED, PAPER = "#1d2733", "#66727f", "#ffffff"
+WINDOW = (1.0, 99.5)  # percentiles of the slice shown as black and white
+MARGIN = 0.22  # of a slice's side, kept around everything that is labelled
+PANEL_INCHES = 2.05
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row.
+
+    Attributes:
+        title: Written at the left, for example the domain.
+        image: The case's image.
+        masks: Column name to a label map on the image's grid, None where there is none. The first column
+            with a mask, usually the ground truth, chooses the slice.
+        notes: Column name to a line under the panel, for example a Dice.
+    """
+
+    title: str
+    image: Volume
+    masks: Mapping[str, np.ndarray | None]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
+    """Draws every case as image, then one panel per mask, at the slice that shows most of the labels.
+
+    Args:
+        pictures: Rows; all with the same columns.
+        classes: Class names with background; the legend names the others.
+    """
+    columns = ["image", *pictures[0].masks]
+    figure = Figure(
+        figsize=(PANEL_INCHES * len(columns) + 0.75, (PANEL_INCHES + 0.2) * len(pictures) + 0.75), facecolor=PAPER
+    )
+    axes = figure.subplots(len(pictures), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.14})
+    for row, picture in zip(axes, pictures, strict=True):
+        image, masks, aspect = _slices(picture)
+        low, high = np.percentile(image, WINDOW)
+        for axis, column in zip(row, columns, strict=True):
+            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
+            mask = masks.get(column)
+            if mask is not None:
+                _draw_mask(axis, mask, aspect)
+            axis.set_xlabel(picture.notes.get(column, ""), fontsize=8.5, color=MUTED, labelpad=3)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(picture.title, fontsize=9.5, color=INK, labelpad=8)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(column, fontsize=10, color=INK, pad=6)
+    patches = [Patch(color=_colour(label), label=name) for label, name in enumerate(classes) if label > 0]
+    figure.legend(
+        handles=patches, loc="lower center", ncols=min(len(patches), 6), frameon=False, fontsize=8.5, labelcolor=INK
+    )
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.42 / figure.get_figwidth(), right=0.99, top=1 - 0.32 / height, bottom=0.52 / height)
+    return figure
+
+
+def _slices(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """The chosen slice of image and masks, seen as radiologists do (patient's right on the left), and its aspect."""
+    affine = picture.image.affine
+    spacing = spacing_of(ras_grid(picture.image.array.shape, affine)[1])
+    image = to_ras(picture.image.array, affine)
+    masks = {name: to_ras(mask, affine) for name, mask in picture.masks.items() if mask is not None}
+    through = 2 if np.ptp(spacing) < 0.1 * max(spacing) else int(np.argmax(spacing))
+    guides = [mask for mask in masks.values() if mask.any()] or [np.ones_like(image, dtype=np.uint8)]
+    others = tuple(axis for axis in range(3) if axis != through)
+    index = int(np.argmax(np.count_nonzero(guides[0], axis=others)))
+    right, up = others
+
+    def view(array: np.ndarray) -> np.ndarray:
+        plane = np.take(array, index, axis=through).T[::-1]
+        return plane[:, ::-1] if right == 0 else plane
+
+    planes = {name: view(mask) for name, mask in masks.items()}
+    box = _box([plane for plane in planes.values() if plane.any()], view(image).shape)
+    aspect = float(spacing[up] / spacing[right])
+    return view(image)[box], {name: plane[box] for name, plane in planes.items()}, aspect
+
+
+def _box(planes: Sequence[np.ndarray], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    if not planes:
+        return slice(None), slice(None)
+    labelled = np.any(np.stack(planes) > 0, axis=0)
+    box = []
+    for axis, size in enumerate(shape):
+        hits = np.flatnonzero(labelled.any(axis=1 - axis))
+        margin = round(MARGIN * size)
+        box.append(slice(max(int(hits[0]) - margin, 0), int(hits[-1]) + margin + 1))
+    return box[0], box[1]
+
+
+def _draw_mask(axis: Axes, mask: np.ndarray, aspect: float) -> None:
+    tint = np.zeros((*mask.shape, 4))
+    for label in np.unique(mask[mask > 0]):
+        tint[mask == label] = (*to_rgb(_colour(int(label))), 0.35)
+    axis.imshow(tint, aspect=aspect, interpolation="nearest")
+    for label in np.unique(mask[mask > 0]):
+        if min(mask.shape) > 1:
+            axis.contour(mask == label, levels=[0.5], colors=[_colour(int(label))], linewidths=1.3)
+
+
+def _colour(label: int) -> str:
+    return COLOURS[(label - 1) % len(COLOURS)]
