@@ -1,0 +1,216 @@
+"""The one way from a volume on disk to the array that extractors and networks see, and back for masks.
+
+Order: orient to RAS, resample to the study's spacing (linear / nearest), scale intensities per volume, pad
+symmetrically with unit value 0 up to the crop size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from dropgen.errors import VolumeError, closest
+from dropgen.features.studies import geometry
+from dropgen.features.studies.intensity import scale_intensity
+from dropgen.features.studies.volume import MAX_VOXELS, Volume
+from dropgen.manifest import digest
+
+PREPARE_VERSION = 1  # raise it when the same file and fields give other voxels, so that stores recompute
+MAX_CLASSES = 256  # masks are uint8
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a study wants its volumes.
+
+    Attributes:
+        spacing: Target voxel size in mm, RAS axes.
+        crop: Least size in voxels; smaller volumes are padded up to it.
+        intensity: A rule of `intensity.RULES`, or one rule per modality.
+    """
+
+    spacing: tuple[float, float, float]
+    crop: tuple[int, int, int]
+    intensity: str | Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that decides a prepared voxel besides the file."""
+        rule = self.intensity if isinstance(self.intensity, str) else dict(self.intensity)
+        return digest([PREPARE_VERSION, self.spacing, self.crop, rule])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A prepared grid, with everything that puts a mask back where its image came from.
+
+    Attributes:
+        native_shape: Voxels of the file, file order.
+        native_affine: [4][4], file voxel index to world mm.
+        spacing: Target voxel size in mm, RAS axes.
+        resampled_shape: Voxels after resampling, RAS order, before padding.
+        padding: Voxels added before and after, per RAS axis.
+    """
+
+    native_shape: tuple[int, int, int]
+    native_affine: tuple[tuple[float, ...], ...]
+    spacing: tuple[float, float, float]
+    resampled_shape: tuple[int, int, int]
+    padding: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, volume: Volume, preparation: Preparation) -> Self:
+        """Plans the grid that a volume is prepared on.
+
+        Raises:
+            VolumeError: The spacing is so fine that the volume would not fit in memory.
+        """
+        oriented_shape, oriented_affine = geometry.ras_grid(volume.array.shape, volume.affine)
+        step = geometry.step_between(oriented_affine, preparation.spacing)
+        resampled = geometry.resampled_shape(oriented_shape, step)
+        pad = [max(0, least - size) for least, size in zip(preparation.crop, resampled, strict=True)]
+        if (voxels := math.prod(np.add(resampled, pad).tolist())) > MAX_VOXELS:
+            raise VolumeError(
+                f"spacing {list(preparation.spacing)} mm makes shape {list(resampled)} of a volume of "
+                f"{list(oriented_shape)} voxels, {voxels} with padding and more than {MAX_VOXELS}; raise the spacing"
+            )
+        x, y, z = volume.array.shape
+        return cls(
+            native_shape=(x, y, z),
+            native_affine=tuple(tuple(float(value) for value in row) for row in volume.affine),
+            spacing=preparation.spacing,
+            resampled_shape=resampled,
+            padding=tuple((total // 2, total - total // 2) for total in pad),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the prepared volume, RAS order."""
+        x, y, z = (
+            before + size + after for size, (before, after) in zip(self.resampled_shape, self.padding, strict=True)
+        )
+        return x, y, z
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Prepared voxel index to world mm, [4, 4] float64."""
+        shape, affine, step = self._oriented()
+        first = np.eye(4)
+        first[:3, 3] = [-before for before, _ in self.padding]
+        return geometry.resampled_affine(affine, shape, self.resampled_shape, step) @ first
+
+    def place(self, array: np.ndarray, order: int) -> np.ndarray:
+        """Orients and resamples an array of the native grid, without padding; order 1 linear, 0 nearest."""
+        _, _, step = self._oriented()
+        oriented = geometry.to_ras(array, np.array(self.native_affine))
+        return geometry.resample(oriented, self.resampled_shape, step, order)
+
+    def pad(self, array: np.ndarray) -> np.ndarray:
+        """Pads a resampled array with 0 to the prepared shape."""
+        return np.pad(array, self.padding)
+
+    def restore(self, mask: np.ndarray) -> np.ndarray:
+        """Puts a mask of the prepared grid back on the native one.
+
+        Args:
+            mask: Labels [X, Y, Z] of shape `self.shape`.
+
+        Returns:
+            uint8 [X, Y, Z] of shape `native_shape`, in file order, nearest neighbour.
+
+        Raises:
+            VolumeError: The mask has another shape.
+        """
+        if mask.shape != self.shape:
+            raise VolumeError(f"mask has shape {list(mask.shape)}, its prepared grid has {list(self.shape)}")
+        inner = tuple(
+            slice(before, before + size) for size, (before, _) in zip(self.resampled_shape, self.padding, strict=True)
+        )
+        shape, _, step = self._oriented()
+        oriented = geometry.resample(mask[inner].astype(np.uint8), shape, 1 / step, order=0)
+        return geometry.from_ras(oriented, np.array(self.native_affine))
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as plain JSON values; `from_json` restores it exactly."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(**{key: _tuples(value) for key, value in values.items()})
+
+    def _oriented(self) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+        """Shape and affine of the RAS-oriented native grid, and its voxels per target voxel."""
+        shape, affine = geometry.ras_grid(self.native_shape, np.array(self.native_affine))
+        return shape, affine, geometry.step_between(affine, self.spacing)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared volume.
+
+    Attributes:
+        unit: [X, Y, Z] float32 in [0, 1], RAS order, at least the crop size.
+        shift: With `scale` gives the network's image channel, `(unit - shift) / scale`.
+        scale: See `shift`.
+        grid: The way back.
+    """
+
+    unit: np.ndarray
+    shift: float
+    scale: float
+    grid: Grid
+
+
+def prepare(volume: Volume, preparation: Preparation, modality: str | None = None) -> Prepared:
+    """Prepares one image.
+
+    Args:
+        volume: As read from its file.
+        preparation: The study's wishes.
+        modality: Needed where the intensity rule depends on it; never guessed.
+
+    Raises:
+        VolumeError: The modality is missing or unknown, or the result would not fit in memory.
+    """
+    rule = resolve_rule(preparation.intensity, modality)
+    grid = Grid.of(volume, preparation)
+    scaling = scale_intensity(grid.place(volume.array, order=1), rule)
+    return Prepared(grid.pad(scaling.unit), scaling.shift, scaling.scale, grid)
+
+
+def prepare_label(mask: Volume, grid: Grid) -> np.ndarray:
+    """Puts a mask on the prepared grid of its image: uint8 [X, Y, Z], nearest neighbour, padded with 0.
+
+    Raises:
+        VolumeError: The mask lies on another grid than the image, or holds a value outside 0..255.
+    """
+    if difference := geometry.grid_difference(mask, grid.native_shape, np.array(grid.native_affine)):
+        raise VolumeError(f"label is not on its image's grid: {difference}")
+    low, high = int(mask.array.min()), int(mask.array.max())
+    if low < 0 or high >= MAX_CLASSES:
+        raise VolumeError(f"label value {low if low < 0 else high} is not a class, which are 0..{MAX_CLASSES - 1}")
+    return grid.pad(grid.place(mask.array.astype(np.uint8), order=0))
+
+
+def resolve_rule(intensity: str | Mapping[str, str], modality: str | None) -> str:
+    """The intensity rule for a volume of this modality.
+
+    Raises:
+        VolumeError: The rule depends on the modality, and that is missing or unknown.
+    """
+    if isinstance(intensity, str):
+        return intensity
+    if modality is None:
+        raise VolumeError(f"intensities are scaled by modality, so it must be given: {', '.join(sorted(intensity))}")
+    if modality not in intensity:
+        raise VolumeError(f"no intensity rule for modality '{modality}'{closest(modality, intensity)}")
+    return intensity[modality]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
