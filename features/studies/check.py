@@ -1,0 +1,73 @@
+"""Everything that can be wrong with a study, found before any work: one line per problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dropgen.errors import StudyError, VolumeError
+from dropgen.features.studies.geometry import grid_difference
+from dropgen.features.studies.prepare import Grid
+from dropgen.features.studies.study import Case, Study, structure_problems
+from dropgen.features.studies.volume import Volume, read_mask, read_volume
+
+
+def check_study(study: Study, on_case: Callable[[Case], None] | None = None) -> list[str]:
+    """Opens every image and label of a study.
+
+    Args:
+        study: Possibly broken, as `read_study` gives it.
+        on_case: Called after each case, for a progress bar.
+
+    Returns:
+        All problems, each naming case, axis or value; empty for a sound study.
+    """
+    problems = structure_problems(study)
+    for case in study.cases:
+        problems += [f"case {case.id}: {line}" for line in _volume_problems(case, study)]
+        if on_case:
+            on_case(case)
+    return problems
+
+
+def require_sound(study: Study, on_case: Callable[[Case], None] | None = None) -> None:
+    """Checks a study and refuses a broken one.
+
+    Raises:
+        StudyError: With all problems.
+    """
+    if problems := check_study(study, on_case):
+        found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {len(study.cases)} cases"
+        raise StudyError(f"study {study.name} is not sound, {found}:", problems)
+
+
+def _volume_problems(case: Case, study: Study) -> list[str]:
+    """What is wrong inside a case's files; files that do not exist are the structure's problem."""
+    problems = []
+    image = mask = None
+    try:
+        if case.image.is_file():
+            image = read_volume(case.image)
+            Grid.of(image, study.preparation)
+    except VolumeError as error:
+        problems.append(str(error))
+    try:
+        if case.label is not None and case.label.is_file():
+            mask = read_mask(case.label)
+            problems += _unknown_values(mask, study)
+    except VolumeError as error:
+        problems.append(str(error))
+    if image and mask and (difference := grid_difference(mask, image.array.shape, image.affine)):
+        problems.append(f"label is not on the image's grid: {difference}")
+    return problems
+
+
+def _unknown_values(mask: Volume, study: Study) -> list[str]:
+    values, counts = np.unique(mask.array, return_counts=True)
+    last = len(study.classes) - 1
+    return [
+        f"label value {value} ({count} voxels) is unknown; classes are 0..{last} ({', '.join(study.classes)})"
+        for value, count in zip(values, counts, strict=True)
+        if not 0 <= value <= last
+    ]

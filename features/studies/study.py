@@ -1,0 +1,230 @@
+"""A study: which cases belong to which subject, domain and split, and how their volumes are prepared."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast, get_args
+
+from pydantic import Field, field_validator
+
+from dropgen.config import Frozen, load_experiment, read_yaml, resolve, validate
+from dropgen.errors import ConfigError, StudyError, closest
+from dropgen.features.studies.intensity import require_rule
+from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
+from dropgen.features.studies.sources import Row, read_rows
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS_WITH_LABELS = ("train", "val")
+LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED_ID = "zarr.json"  # the name of every Zarr node's metadata
+DEFAULT_DOMAIN = "default"
+
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Voxels = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and its mask.
+
+    Attributes:
+        subject: The person; splits and test statistics go by subject.
+        domain: Scanner, sequence or site.
+        modality: Chooses the intensity rule where that depends on it, for example "ct".
+        label: None where a test case has no mask.
+    """
+
+    id: str
+    subject: str
+    domain: str
+    modality: str | None
+    split: Split
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    Attributes:
+        classes: Class names; the position is the label value, 0 is background.
+        spacing: Target voxel size in mm, RAS axes.
+        crop: Training crop and prediction window in voxels.
+        intensity: A rule of `intensity.RULES`, or one rule per modality.
+        orientation_augmentation: Whether flips and quarter turns are allowed: not where left and right
+            are different classes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    spacing: tuple[float, float, float]
+    crop: tuple[int, int, int]
+    intensity: str | Mapping[str, str]
+    orientation_augmentation: bool
+    cases: tuple[Case, ...]
+
+    @property
+    def preparation(self) -> Preparation:
+        """How every volume of the study is prepared."""
+        return Preparation(self.spacing, self.crop, self.intensity)
+
+    @property
+    def train_domains(self) -> frozenset[str]:
+        """The domains that are trained on."""
+        return frozenset(case.domain for case in self.split("train"))
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """The cases of one split, in the source's order."""
+        return tuple(case for case in self.cases if case.split == name)
+
+
+class StudyFile(Frozen):
+    """The study's YAML file; `source` is a manifest CSV or an nnU-Net raw folder."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    source: str
+    classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
+    spacing: tuple[Millimetres, Millimetres, Millimetres]
+    crop: tuple[Voxels, Voxels, Voxels]
+    intensity: str | dict[str, str] = "minmax"
+    orientation_augmentation: bool = True
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("every class needs a name of its own")
+        return classes
+
+    @field_validator("intensity")
+    @classmethod
+    def _known(cls, intensity: str | dict[str, str]) -> str | dict[str, str]:
+        try:
+            for rule in [intensity] if isinstance(intensity, str) else intensity.values():
+                require_rule(rule)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return intensity
+
+
+def load_study(path: Path, root: Path) -> Study:
+    """Reads a study whose cases can be told apart and found; no volume is opened.
+
+    Args:
+        path: Study YAML, or an experiment YAML whose `study` names one.
+        root: Output root; fills `{root}` in the files.
+
+    Raises:
+        ConfigError: A YAML file is missing or holds a wrong key or value.
+        StudyError: The source is missing or lacks a column, or cases are broken: all are listed.
+    """
+    study = read_study(path, root)
+    if problems := structure_problems(study):
+        raise StudyError(f"study {study.name}: {_count(len(problems), 'problem')}; nothing was started:", problems)
+    return study
+
+
+def read_study(path: Path, root: Path) -> Study:
+    """Reads a study as `load_study`, but leaves broken cases for a check to list."""
+    values = read_yaml(path)
+    if "study" in values and "source" not in values:
+        return read_study(load_experiment(path, root).study, root)
+    file = validate(StudyFile, values, str(path))
+    rows = read_rows(resolve(file.source, path.parent, root))
+    return Study(
+        name=file.name,
+        classes=file.classes,
+        spacing=file.spacing,
+        crop=file.crop,
+        intensity=file.intensity,
+        orientation_augmentation=file.orientation_augmentation,
+        cases=tuple(_case(row) for row in rows),
+    )
+
+
+def _case(row: Row) -> Case:
+    return Case(
+        id=row["id"],
+        subject=row["subject"] or row["id"],
+        domain=row["domain"] or DEFAULT_DOMAIN,
+        modality=row["modality"] or None,
+        split=cast(Split, row["split"]),  # an unknown split is one of the structure's problems
+        image=Path(row["image"]),
+        label=Path(row["label"]) if row["label"] else None,
+    )
+
+
+def structure_problems(study: Study) -> list[str]:
+    """Everything that is wrong with the list of cases, one line each, without opening a volume."""
+    problems = [line for case in study.cases for line in _case_problems(case, study)]
+    for same in _groups(study.cases, [case.id.casefold() for case in study.cases]):
+        problems.append(f"case {same[0].id}: {len(same)} cases have this id, upper and lower case being the same")
+    for same in _groups(study.cases, [str(case.image) for case in study.cases]):
+        problems.append(f"case {same[1].id}: image {same[1].image} is already the image of case {same[0].id}")
+    for subject in sorted({case.subject for case in study.cases}):
+        splits = sorted({case.split for case in study.cases if case.subject == subject})
+        if len(splits) > 1:
+            problems.append(f"subject {subject}: in splits {' and '.join(splits)}; a subject belongs to one")
+    if not study.split("train"):
+        problems.append("no case has split train; a study needs cases to train on")
+    return problems
+
+
+def _case_problems(case: Case, study: Study) -> list[str]:
+    lines = []
+    if not LEGAL_ID.fullmatch(case.id) or case.id.casefold() == RESERVED_ID:
+        lines.append(
+            f"id '{case.id}' is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    if case.split not in SPLITS:
+        lines.append(f"split '{case.split}' is unknown{closest(case.split, SPLITS)}")
+    if not case.image.is_file():
+        lines.append(f"image {case.image} does not exist")
+    if case.label is None and case.split in SPLITS_WITH_LABELS:
+        lines.append(f"split {case.split} needs a label and none is named")
+    if case.label is not None and not case.label.is_file():
+        lines.append(f"label {case.label} does not exist")
+    if not isinstance(study.intensity, str) and case.modality not in study.intensity:
+        known = ", ".join(sorted(study.intensity))
+        lines.append(f"modality '{case.modality or ''}' has no intensity rule; the study has rules for {known}")
+    return [f"case {case.id}: {line}" for line in lines]
+
+
+def _groups(cases: Sequence[Case], keys: Sequence[str]) -> list[list[Case]]:
+    """The cases that share a key with another one, grouped."""
+    grouped = defaultdict(list)
+    for case, key in zip(cases, keys, strict=True):
+        grouped[key].append(case)
+    return [same for same in grouped.values() if len(same) > 1]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def validation_cases(study: Study, rule: str) -> tuple[Case, ...]:
+    """The validation cases that choose checkpoint and hyperparameters under a rule of `dropgen.config.Selection`.
+
+    Raises:
+        StudyError: No validation case fits the rule.
+    """
+    train = study.train_domains
+    keep = {
+        "target_validation": lambda case: case.domain not in train,
+        "source_validation": lambda case: case.domain in train,
+        "all_validation": lambda case: True,
+    }[rule]
+    chosen = tuple(case for case in study.split("val") if keep(case))
+    if not chosen:
+        domains = sorted({case.domain for case in study.split("val")})
+        raise StudyError(
+            f"study {study.name}: no validation case fits rule {rule}: validation domains are "
+            f"{', '.join(domains) or 'none'}, training domains {', '.join(sorted(train))}; choose another selection.rule"
+        )
+    return chosen
