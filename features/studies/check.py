@@ -67,7 +67,7 @@ def _unknown_values(mask: Volume, study: Study) -> list[str]:
     values, counts = np.unique(mask.array, return_counts=True)
     last = len(study.classes) - 1
     return [
-        f"label value {value} ({count} voxels) is unknown; classes are 0..{last} ({', '.join(study.classes)})"
+        f"label value {value} (voxels: {count}) is unknown; classes are 0..{last} ({', '.join(study.classes)})"
         for value, count in zip(values, counts, strict=True)
         if not 0 <= value <= last
     ]

@@ -215,16 +215,12 @@ def validation_cases(study: Study, rule: str) -> tuple[Case, ...]:
         StudyError: No validation case fits the rule.
     """
     train = study.train_domains
-    keep = {
-        "target_validation": lambda case: case.domain not in train,
-        "source_validation": lambda case: case.domain in train,
-        "all_validation": lambda case: True,
-    }[rule]
-    chosen = tuple(case for case in study.split("val") if keep(case))
+    wanted = {"target_validation": (False,), "source_validation": (True,), "all_validation": (False, True)}[rule]
+    chosen = tuple(case for case in study.split("val") if (case.domain in train) in wanted)
     if not chosen:
         domains = sorted({case.domain for case in study.split("val")})
         raise StudyError(
-            f"study {study.name}: no validation case fits rule {rule}: validation domains are "
-            f"{', '.join(domains) or 'none'}, training domains {', '.join(sorted(train))}; choose another selection.rule"
+            f"study {study.name}: no validation case fits rule {rule}, validation domains are "
+            f"{', '.join(domains) or 'none'} and training domains {', '.join(sorted(train))}; set another selection.rule"
         )
     return chosen

@@ -175,7 +175,7 @@ def _require_finite(array: np.ndarray, name: str) -> None:
         x, y, z = _first(~finite)
         count = array.size - int(np.count_nonzero(finite))
         raise VolumeError(
-            f"{name}: voxel [{x}, {y}, {z}] is {array[x, y, z]} ({count} voxels are not finite); mend or mask them"
+            f"{name}: voxel [{x}, {y}, {z}] is {array[x, y, z]} (not finite: {count} in all); mend or mask such voxels"
         )
 
 
