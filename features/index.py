@@ -1,0 +1,152 @@
+"""Which store entries a study's cases are: the small index over the content-addressed store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dropgen.errors import StoreError, VolumeError
+from dropgen.features.extractors import Extractor
+from dropgen.features.store import FeatureStore, Kind
+from dropgen.features.studies.prepare import Preparation, resolve_rule
+from dropgen.features.studies.study import Case, Study
+from dropgen.manifest import digest, file_digest, read_json, write_json
+
+SETTLED_SECONDS = 2.0  # a file younger than a clock tick can change again without a new time stamp
+
+
+@dataclass(frozen=True)
+class CaseKeys:
+    """Store keys of one case; None where it has no label or the index is without features."""
+
+    volume: str
+    label: str | None = None
+    features: str | None = None
+
+    def entries(self) -> Iterator[tuple[Kind, str]]:
+        """Kind and key of every entry the case consists of."""
+        yield "volumes", self.volume
+        if self.label is not None:
+            yield "labels", self.label
+        if self.features is not None:
+            yield "features", self.features
+
+
+@dataclass(frozen=True)
+class StudyIndex:
+    """The entries of every case of a study, for one extractor.
+
+    A volume's key covers the image file's content and how it is prepared; a label's key its own file's
+    content and the volume's key; a features key the volume's key, the extractor's fingerprint and the stored
+    type. So a corrected label changes the label's key alone, and studies over the same files share entries.
+
+    Attributes:
+        study: Name of the study.
+        extractor: Fingerprint of the extractor; None for an index without features.
+        dtype: Type in which features are stored.
+        keys: Case id to its keys.
+    """
+
+    study: str
+    extractor: str | None
+    dtype: str
+    keys: Mapping[str, CaseKeys]
+
+    @classmethod
+    def of(cls, study: Study, extractor: Extractor | None, dtype: str, store: FeatureStore | None = None) -> StudyIndex:
+        """Hashes the study's files, or takes the hashes remembered in `store` for files that did not change.
+
+        Raises:
+            VolumeError: A file cannot be read; names the case.
+        """
+        fingerprint = None if extractor is None else extractor.fingerprint
+        hashes = _FileHashes(None if store is None else store.folder / "source-hashes.json")
+        keys = {case.id: _case_keys(case, study.preparation, fingerprint, dtype, hashes) for case in study.cases}
+        hashes.save()
+        return cls(study.name, fingerprint, dtype, keys)
+
+    @property
+    def digest(self) -> str:
+        """One hash over all keys: what a trial on this study depends on."""
+        return digest({case: asdict(keys) for case, keys in self.keys.items()})
+
+    def missing(self, store: FeatureStore) -> dict[str, CaseKeys]:
+        """The cases of which at least one entry is not in the store."""
+        return {
+            case: keys for case, keys in self.keys.items() if not all(store.has(*entry) for entry in keys.entries())
+        }
+
+    def require(self, store: FeatureStore) -> None:
+        """Refuses a store that does not cover every case.
+
+        Raises:
+            StoreError: Names the first case that is not covered, what it lacks and the command that writes it.
+        """
+        missing = self.missing(store)
+        if not missing:
+            return
+        case, keys = next(iter(missing.items()))
+        lacks = [kind for kind, key in keys.entries() if not store.has(kind, key)]
+        sentence = f"store {store.folder} lacks the {' and '.join(lacks)} of case {case}"
+        if len(missing) > 1:
+            sentence += f" and of {len(missing) - 1} more of the {len(self.keys)} cases"
+        others = _other_extractors(store, keys.volume) if lacks == ["features"] else []
+        if others:
+            sentence += f"; it holds features of this case made by {', '.join(others)}, not by {self.extractor} ({self.dtype})"
+        raise StoreError(f"{sentence}; run `dropgen precompute EXPERIMENT`")
+
+    def save(self, store: FeatureStore) -> None:
+        """Writes the index to `<store>/studies/<study>.json`."""
+        write_json(store.folder / "studies" / f"{self.study}.json", asdict(self))
+
+
+def _case_keys(
+    case: Case, preparation: Preparation, fingerprint: str | None, dtype: str, hashes: _FileHashes
+) -> CaseKeys:
+    # Only the rule that this case's modality selects, so that editing another modality's changes nothing here.
+    rule = resolve_rule(preparation.intensity, case.modality)
+    volume = digest(["volume", hashes.of(case.image, case.id), replace(preparation, intensity=rule).key])
+    return CaseKeys(
+        volume=volume,
+        label=None if case.label is None else digest(["label", hashes.of(case.label, case.id), volume]),
+        features=None if fingerprint is None else digest(["features", volume, fingerprint, dtype]),
+    )
+
+
+def _other_extractors(store: FeatureStore, volume: str) -> list[str]:
+    """Who made the features of this volume that are in the store."""
+    records = [store.provenance("features", key) for key in store.entries("features")]
+    return sorted({f"{made['extractor']} ({made['dtype']})" for made in records if made.get("volume") == volume})
+
+
+class _FileHashes:
+    """Content hashes of source files, remembered by path, size and time stamps."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, list[object]] = (read_json(path) if path else None) or {}
+        self._changed = False
+
+    def of(self, path: Path, case: str) -> str:
+        """The hash of a file's bytes."""
+        try:
+            status = path.stat()
+            # ctime moves even when a tool restores the modification time.
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            known = self._known.get(str(path))
+            if known and known[:3] == stamp:
+                return str(known[3])
+            found = file_digest(path)
+        except OSError as error:
+            raise VolumeError(f"case {case}: {path} cannot be read: {error.strerror}; check the study") from error
+        if time.time() - status.st_ctime > SETTLED_SECONDS:
+            self._known[str(path)] = [*stamp, found]
+            self._changed = True
+        return found
+
+    def save(self) -> None:
+        """Writes the hashes back, where any is new."""
+        if self._path and self._changed:
+            write_json(self._path, self._known)
