@@ -221,6 +221,6 @@ def validation_cases(study: Study, rule: str) -> tuple[Case, ...]:
         domains = sorted({case.domain for case in study.split("val")})
         raise StudyError(
             f"study {study.name}: no validation case fits rule {rule}, validation domains are "
-            f"{', '.join(domains) or 'none'} and training domains {', '.join(sorted(train))}; set another selection.rule"
+            f"{', '.join(domains) or 'none'} and training domains {', '.join(sorted(train))}; change selection.rule"
         )
     return chosen

@@ -22,7 +22,10 @@ MAX_AXIS = 4096  # voxels; beyond any scanner, so a header that says more is dam
 MAX_VOXELS = 2**31
 MIN_UNIT_DETERMINANT = 1e-6  # of the affine with its columns scaled to length 1: below, two axes coincide
 GZIP_MAGIC = b"\x1f\x8b"
-DECODE_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+# What nibabel, gzip and NumPy raise between them for damaged headers and data.
+DECODE_ERRORS = (
+    OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError, HeaderTypeError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ def read_volume(path: Path) -> Volume:
         return _image(stream, str(path))
 
 
+def read_grid(path: Path) -> Volume:
+    """Shape and affine of a file from its header alone: the array is zeros that take no memory.
+
+    Raises:
+        VolumeError: As `read_volume`, but nothing about the voxels.
+    """
+    with _open(path) as stream:
+        return Volume(*_decode(stream, str(path), header_only=True))
+
+
 def volume_from_bytes(data: bytes, name: str = "the image") -> Volume:
     """Reads an image from the bytes of a .nii or .nii.gz file, with the checks of `read_volume`.
 
@@ -71,7 +84,8 @@ def read_mask(path: Path) -> Volume:
     if array.dtype.kind == "f" and not (whole := array == np.rint(array)).all():
         x, y, z = _first(~whole)
         raise VolumeError(f"{path}: label at voxel [{x}, {y}, {z}] is {array[x, y, z]:g}; labels must be whole numbers")
-    mask = array.astype(np.int32)
+    with np.errstate(invalid="ignore"):  # a number beyond int32 changes here and is reported below
+        mask = array.astype(np.int32)
     if not (same := mask == array).all():
         x, y, z = _first(~same)
         raise VolumeError(f"{path}: label at voxel [{x}, {y}, {z}] is {array[x, y, z]:g}, too large to be a class")
@@ -114,7 +128,7 @@ def _image(stream: BinaryIO, name: str) -> Volume:
     return Volume(array, affine)
 
 
-def _decode(stream: BinaryIO, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _decode(stream: BinaryIO, name: str, header_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
     magic = stream.read(2)
     stream.seek(0)
     plain: Any = gzip.GzipFile(fileobj=stream) if magic == GZIP_MAGIC else stream
@@ -126,7 +140,9 @@ def _decode(stream: BinaryIO, name: str) -> tuple[np.ndarray, np.ndarray]:
         _require_shape(image.shape, image.get_data_dtype(), name)
         affine = np.asarray(image.affine, np.float64)
         _require_invertible(affine, name)
-        array = np.array(image.dataobj)
+        if header_only:
+            return np.broadcast_to(np.float32(0), image.shape), affine
+        array = np.asarray(image.dataobj)
         plain.read(1)  # the end of a gzip stream is where its checksum is compared
     except DECODE_ERRORS as error:
         cause = " ".join(str(error).split()) or type(error).__name__
