@@ -1,0 +1,248 @@
+"""`dropgen run`: the main job whole, each stage skipped where its result is on record."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from dropgen.config import Experiment, load_experiment, to_json
+from dropgen.console import say
+from dropgen.features.cluster import connect
+from dropgen.features.extractors import build as build_extractor
+from dropgen.features.index import StudyIndex
+from dropgen.features.precompute import precompute
+from dropgen.features.store import FeatureStore
+from dropgen.features.studies.check import require_sound
+from dropgen.features.studies.study import Study, load_study
+from dropgen.manifest import Manifest, code_version, digest, write_json
+from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.methods import build as build_method
+from dropgen.platform.tracking import register
+from dropgen.platform.train import Workbench
+from dropgen.tuning.choice import champion
+from dropgen.tuning.evaluations import evaluate_all
+from dropgen.tuning.search import known_results, open_bench, search
+from dropgen.tuning.space import Plan, plan
+from dropgen.tuning.summary import headline, table_rows
+from dropgen.tuning.table import terminal
+
+PLACES = {
+    "store": "Zarr store",
+    "tracking_uri": "MLflow store",
+    "model_uri": "registered model",
+    "segmentations": "segmentations",
+    "report": "HTML report",
+}
+
+
+@dataclass
+class Stages:
+    """Runs stages, or skips those on record, and keeps their times.
+
+    Attributes:
+        seconds: What each stage took in this run.
+        computed: What each stage took when it was last really done.
+    """
+
+    manifest: Manifest
+    seconds: dict[str, float] = field(default_factory=dict)
+    computed: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def do(self, name: str, key: str, work: Callable[[], tuple[list[Path] | None, Any]]) -> Any:
+        """The stage's result, from the record or from `work`.
+
+        Args:
+            name: Stage name.
+            key: Everything that the result depends on, hashed.
+            work: Returns the outputs whose presence proves the stage (None: not complete, do not
+                record it) and the result, as plain values.
+        """
+        began = time.perf_counter()
+        entry = self.manifest.stage(name, key)
+        if entry is not None:
+            self.skipped.append(name)
+            self.computed[name] = entry["seconds"]
+            self.seconds[name] = round(time.perf_counter() - began, 2)
+            say(f"{name}: skipped, done before in {entry['seconds']:.1f} s")
+            return entry["result"]
+        say(f"{name} ...")
+        outputs, result = work()
+        seconds = round(time.perf_counter() - began, 2)
+        self.seconds[name] = self.computed[name] = seconds
+        if outputs is not None:
+            self.manifest.finish_stage(name, key, seconds, outputs, result)
+        say(f"{name}: {seconds:.1f} s")
+        return result
+
+
+def run(experiment: Experiment, root: Path, *, address: str | None = None) -> dict[str, Any]:
+    """Study to registered model: check, precompute, search, evaluate, register, report.
+
+    Writes `<root>/<name>/manifest.json`, `summary.json` and `report.html`. Nothing is done twice: a stage
+    with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
+    started only for a stage that needs it, once for all of them.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        DropGenError: The input's fault, named by the stage that found it.
+    """
+    folder = root / experiment.name
+    planned = plan(experiment)
+    manifest = Manifest(folder / "manifest.json", "run", to_json(experiment))
+    with manifest.running(), ExitStack() as session:
+        stages = Stages(manifest)
+
+        def join_ray() -> None:
+            session.enter_context(connect(address, experiment.training.workers * experiment.training.threads))
+
+        study = load_study(experiment.study, root)
+        stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
+        _precompute(stages, experiment, planned, study, root, join_ray)
+        bench = open_bench(experiment, root, planned)
+        found = stages.do("search", _search_key(bench, planned), lambda: _search(experiment, root, join_ray))
+        results = known_results(bench, planned)
+        best = champion([result for _, result in results])
+        keys = [result["key"] for _, result in results]
+        trials = [trial for trial, _ in results]
+
+        def evaluate() -> tuple[list[Path], Any]:
+            join_ray()
+            summaries = evaluate_all(bench, trials)
+            return [bench.folder(trial) / "evaluation" / "summary.json" for trial in trials], summaries
+
+        evaluations = stages.do("evaluate", digest([keys, bench.index.digest, code_version("platform")]), evaluate)
+
+        def put_into_registry() -> tuple[list[Path], Any]:
+            uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
+            return [root / "mlflow"], uri
+
+        model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
+        rows = table_rows([result for _, result in results], evaluations)
+        summary = {
+            "experiment": experiment.name,
+            "headline": headline(rows),
+            "store": str(root / "store"),
+            "tracking_uri": found["tracking_uri"],
+            "model_uri": model_uri,
+            "report": str(folder / "report.html"),
+            "segmentations": str(_link(folder / "segmentations", Path(best["folder"]) / "evaluation" / "masks")),
+            "champion": {name: best[name] for name in ("label", "key", "val_dice", "bundle")},
+            "unfinished": found["unfinished"],
+            "seconds": stages.seconds,
+            "computed_seconds": stages.computed,
+            "skipped": stages.skipped,
+            "table": rows,
+        }
+        write_json(folder / "summary.json", summary)
+        stages.do(
+            "report",
+            digest([rows, summary["headline"], to_json(experiment), code_version("platform")]),
+            lambda: ([build_report(experiment, root)], None),
+        )
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _files_key(path: Path, study: Study) -> str:
+    """Changes with every file that the check reads, without reading any of them."""
+    files = [path, *(file for case in study.cases for file in (case.image, case.label) if file is not None)]
+    marks = [(str(file), *_mark(file)) for file in files]
+    return digest([marks, code_version("features/studies")])
+
+
+def _mark(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _check(study: Study) -> tuple[list[Path], Any]:
+    require_sound(study)
+    return [], {"cases": len(study.cases)}
+
+
+def _precompute(
+    stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
+) -> None:
+    features = experiment.features
+    needed = features.source == "stored" and any(build_method(method).needs_features for method in planned.methods)
+    extractor = build_extractor(features.extractor) if needed else None
+    store = FeatureStore(root / "store")
+    index = StudyIndex.of(study, extractor, features.dtype, store)
+    missing = index.missing(store)
+
+    def work() -> tuple[list[Path], Any]:
+        if missing:
+            join_ray()
+        precompute(experiment, study, root)
+        return [root / "store"], {"cases": len(index.keys)}
+
+    # An entry that was deleted from the store makes the stage due again.
+    stages.do("precompute", digest([index.digest, sorted(missing)]), work)
+
+
+def _search_key(bench: Workbench, planned: Plan) -> str:
+    trials = [bench.key(trial) for trial in planned.fixed]
+    spaces = [[to_json(corner) for corner in space.corners()] for space in planned.spaces]
+    search = to_json(bench.experiment.search)
+    how = {name: search[name] for name in ("sampler", "trials", "scheduler")}
+    data = bench.index.digest, to_json(bench.experiment.training), bench.experiment.seeds
+    return digest([trials, how, [spaces, data, code_version("platform")] if spaces else None])
+
+
+def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) -> tuple[list[Path] | None, Any]:
+    join_ray()
+    document = search(experiment, root, register=False)
+    outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
+    result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "unfinished")}
+    return (outputs if not document["unfinished"] else None), result
+
+
+def _link(link: Path, target: Path) -> Path:
+    """Points a link at the champion's masks, replacing an older one in one step."""
+    partial = link.with_name(f".{link.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.relative_to(link.parent), target_is_directory=True)
+    partial.replace(link)
+    return link
+
+
+def finish(summary: Mapping[str, Any]) -> None:
+    """Prints the finding, the table, and where everything is."""
+    say()
+    say(summary["headline"])
+    say(terminal(summary["table"]))
+    if summary["unfinished"]:
+        say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")
+    for key, name in PLACES.items():
+        say(f"{name + ':':18}{summary[key]}")
+    say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['store']).parent}")
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`dropgen run EXPERIMENT`."""
+    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    summary = run(experiment, arguments.root, address=arguments.address)
+    finish(summary)
+    return summary
+
+
+if __name__ == "__main__":
+    from dropgen.__main__ import main
+
+    raise SystemExit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,245 @@
+"""`dropgen search`: Ray Tune and Optuna over p and every other hyperparameter; the best trial is registered."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import fcntl
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from optuna.samplers import TPESampler
+from ray.tune.search.optuna import OptunaSearch
+
+from dropgen.config import Experiment, Trial, load_experiment, to_json
+from dropgen.console import progress, say, warn
+from dropgen.errors import ResourceError
+from dropgen.features.cluster import connect
+from dropgen.features.precompute import precompute
+from dropgen.features.studies.study import load_study
+from dropgen.manifest import Manifest, read_json
+from dropgen.platform.tracking import register as register_bundle
+from dropgen.platform.train import Workbench
+from dropgen.platform.training.trial import finished
+from dropgen.tuning.choice import PROPOSED, champion, choose
+from dropgen.tuning.record import Record
+from dropgen.tuning.resources import shape
+from dropgen.tuning.space import Plan, Space, plan
+from dropgen.tuning.trials import STOPPED, Desk, Failure, failure_error, run_fixed, run_sampled
+from dropgen.tuning.view import View
+
+
+def search(
+    experiment: Experiment,
+    root: Path,
+    *,
+    address: str | None = None,
+    max_minutes: float | None = None,
+    register: bool = True,
+) -> dict[str, Any]:
+    """Trains every unfinished trial of an experiment and picks the best by validation Dice.
+
+    A trial that is finished, or was stopped early, is never run again; one that was interrupted continues
+    from its own checkpoint. The tpe sampler explores with the first seed and trains its best point
+    with the others.
+
+    Args:
+        experiment: Its `search` section says how; the store must cover its study.
+        root: Output root.
+        address: Running Ray cluster; a local one by default.
+        max_minutes: Stops after this time; what is unfinished continues in the next search.
+        register: Whether `models:/<experiment name>@champion` is pointed at the best trial.
+
+    Returns:
+        `experiment`, `champion`, `chosen`, `trials`, `unfinished`, `model_uri`, `tracking_uri`, `seconds`.
+
+    Raises:
+        ConfigError: A method or its range is wrong.
+        ResourceError: Not even one trial fits on the cluster, or none finished in time.
+        DropGenError: A trial failed; raised after the others have ended, with their document.
+    """
+    began = time.monotonic()
+    minutes = max_minutes or experiment.search.max_minutes
+    deadline = began + 60 * minutes if minutes else math.inf
+    planned = plan(experiment)
+    bench = open_bench(experiment, root, planned)
+    path = root / experiment.name / "search.manifest.json"
+    manifest = Manifest(path, "search", to_json(experiment))
+    with exclusive(root / experiment.name / "search.lock"), manifest.running():
+        record = Record(bench)
+        failures = _train_all(bench, planned, record, address, deadline)
+        results = known_results(bench, planned)
+        runs = {}
+        for trial, result in results:
+            runs[result["key"]] = record.finished(trial, result)
+        best = champion([result for _, result in results]) if results else None
+        record.close(path, best)
+    unfinished = [trial.label for trial in planned.fixed if _is_open(bench, trial)]
+    document: dict[str, Any] = {
+        "experiment": experiment.name,
+        "champion": best and {**_brief(best), "run": runs[best["key"]]},
+        "chosen": best and choose([result for _, result in results]).method.label,
+        "trials": [_brief(result) for _, result in results],
+        "unfinished": unfinished,
+        "model_uri": None,
+        "tracking_uri": record.tracker.uri,
+    }
+    if best and register:
+        document["model_uri"] = register_bundle(root, Path(best["bundle"]), experiment.name, run_id=runs[best["key"]])
+    document["seconds"] = round(time.monotonic() - began, 2)
+    if failures:
+        error = failure_error(failures, "the same command tries it again")
+        error.document = document  # type: ignore[attr-defined]
+        raise error
+    if best is None:
+        raise ResourceError(
+            f"no trial of '{experiment.name}' finished within {minutes} minutes; the same command continues them"
+        )
+    return document
+
+
+def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
+    """The workbench of an experiment whose methods may hold ranges that only a search understands."""
+    return Workbench.open(experiment.model_copy(update={"methods": planned.methods}), root)
+
+
+def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
+    """Every finished trial of the plan, sampled ones included, from the results on disk."""
+    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
+    found = ((trial, finished(bench.folder(trial))) for trial in (*planned.fixed, *sampled))
+    return [(trial, result) for trial, result in found if result is not None]
+
+
+def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | None, deadline: float) -> list[Failure]:
+    experiment, training = bench.experiment, bench.experiment.training
+    todo = [trial for trial in planned.fixed if _is_open(bench, trial)]
+    if not todo and not planned.spaces:
+        return []
+    failures: list[Failure] = []
+    with connect(address, training.workers * training.threads), progress("steps") as bars:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = len(planned.fixed) + sum(_samples(bench, space) + len(experiment.seeds) - 1 for space in planned.spaces)
+        view = View(bars, training.steps, total, [result for _, result in known_results(bench, planned)])
+        desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view)
+        if todo:
+            failures += run_fixed(desk, todo, _left(deadline))
+        for space in planned.spaces:
+            failures += _explore(desk, space, deadline)
+    return failures
+
+
+def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
+    """Samples a space with the first seed, then trains its best point with the other seeds."""
+    bench = desk.bench
+    seed, *others = bench.experiment.seeds
+    known = [(trial, dice) for trial, dice in _sampled(bench, space) if trial.seed == seed]
+    done = [(trial, dice) for trial, dice in known if dice is not None]
+    missing = _samples(bench, space) - len(done)
+    failures: list[Failure] = []
+    if missing > 0 and time.monotonic() < deadline:
+        searcher = OptunaSearch(
+            {f"point/{key}": distribution for key, distribution in space.distributions.items()},
+            metric="val_dice",
+            mode="max",
+            points_to_evaluate=[_prefixed(space, trial) for trial, dice in known if dice is None],
+            # A resumed search must not draw the very points again that it began with.
+            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, _samples(bench, space) // 4)),
+        )
+        for trial, dice in done:
+            searcher.add_evaluated_point(_prefixed(space, trial), dice)
+        failures = run_sampled(desk, space, seed, searcher, missing, _left(deadline))
+    results = [result for _, result in known_results(bench, Plan((), (space,))) if result["seed"] == seed]
+    if not results or time.monotonic() >= deadline:
+        return failures
+    best = choose(results).method
+    todo = [trial for other in others if _is_open(bench, trial := Trial(method=best, seed=other))]
+    return failures + (run_fixed(desk, todo, _left(deadline)) if todo else [])
+
+
+def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
+    """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended."""
+    found = []
+    for path in sorted((bench.root / bench.experiment.name / "trials").glob("*/trial.json")):
+        trial = Trial.model_validate(read_json(path)["trial"])
+        if space.point(trial.method) is None or bench.folder(trial) != path.parent:
+            continue
+        ended = finished(path.parent) or read_json(path.parent / STOPPED)
+        found.append((trial, float(ended["val_dice"]) if ended else None))
+    return found
+
+
+def _samples(bench: Workbench, space: Space) -> int:
+    return int(min(bench.experiment.search.trials, space.size))
+
+
+def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:
+    return {f"point/{key}": value for key, value in (space.point(trial.method) or {}).items()}
+
+
+def _is_open(bench: Workbench, trial: Trial) -> bool:
+    folder = bench.folder(trial)
+    return finished(folder) is None and not (folder / STOPPED).exists()
+
+
+def _left(deadline: float) -> float | None:
+    return None if math.isinf(deadline) else max(1.0, deadline - time.monotonic())
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != "curve"}
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keeps a second search out of the same trial folders; the lock goes with the process.
+
+    Raises:
+        ResourceError: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(f"another search works in {path.parent}; wait, or choose another --root") from None
+        yield
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`dropgen search [EXPERIMENT]`."""
+    root = arguments.root
+    if "working_dir_files" in root.parts:
+        warn(f"{root} lies in Ray's temporary copy of the job; give --root or DROPGEN_ROOT to keep the results")
+    if arguments.experiment is None:
+        from dropgen.tuning.demo import demo_experiment  # the demo stands on the search
+
+        experiment = demo_experiment(root, arguments.overrides)
+        methods = tuple(method for method in experiment.methods if method.name == PROPOSED)
+        experiment = experiment.model_copy(update={"methods": methods})
+        precompute(experiment, load_study(experiment.study, root), root)
+    else:
+        experiment = load_experiment(arguments.experiment, root, arguments.overrides)
+    document = search(experiment, root, address=arguments.address, max_minutes=arguments.max_minutes)
+    for trial in document["trials"]:
+        mark = "" if trial["converged"] else ", not converged"
+        say(f"{trial['label']}: val Dice {100 * trial['val_dice']:.1f}{mark}")
+    say(f"best: {document['chosen']}, registered as {document['model_uri']} from {document['champion']['folder']}")
+    say(f"runs: mlflow ui --backend-store-uri {document['tracking_uri']}")
+    if arguments.experiment is None:
+        say("your own: dropgen precompute EXPERIMENT.yaml, then dropgen search EXPERIMENT.yaml")
+    return document
+
+
+if __name__ == "__main__":
+    from dropgen.__main__ import main
+
+    raise SystemExit(main(["search", *sys.argv[1:]]))

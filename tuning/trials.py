@@ -1,0 +1,200 @@
+"""Trials as Ray Tune runs them: one process per trial, reports to the driver, early stops on record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Tune would swallow Ctrl-C and end as if the search were complete.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.searcher import Searcher
+
+from dropgen.config import Trial, to_json
+from dropgen.errors import DropGenError, ResourceError
+from dropgen.manifest import write_json
+from dropgen.platform.train import Progress, Workbench, train_trial
+from dropgen.platform.training.trial import finished
+from dropgen.tuning.record import Record
+from dropgen.tuning.resources import Shape
+from dropgen.tuning.space import Space
+from dropgen.tuning.view import View
+
+STOPPED = "stopped.json"
+REDUCTION = 3
+# A process that is lost (out of memory, a node gone) is started once more and continues from last.ckpt.
+MAX_RESTARTS = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended in an error."""
+
+    label: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every batch of trials of one search is run with."""
+
+    bench: Workbench
+    shape: Shape
+    record: Record
+    view: View
+
+
+def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Failure]:
+    """Trains exactly these trials and returns those that failed."""
+    space = {"trial": tune.grid_search([to_json(trial) for trial in trials])}
+    return _fit(desk, None, space, tune.TuneConfig(time_budget_s=seconds))
+
+
+def run_sampled(
+    desk: Desk, space: Space, seed: int, searcher: Searcher, samples: int, seconds: float | None
+) -> list[Failure]:
+    """Trains `samples` trials at points that the searcher suggests (as `point/<option>`)."""
+    return _fit(
+        desk, space, {"seed": seed}, tune.TuneConfig(search_alg=searcher, num_samples=samples, time_budget_s=seconds)
+    )
+
+
+def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.TuneConfig) -> list[Failure]:
+    bench, search = desk.bench, desk.bench.experiment.search
+    config.metric, config.mode = "val_dice", "max"
+    config.max_concurrent_trials = desk.shape.concurrent
+    config.reuse_actors = True
+    config.trial_dirname_creator = lambda trial: str(trial.trial_id)
+    if search.scheduler == "asha":
+        config.scheduler = _RecordedASHA(bench, space)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    folder = bench.root / bench.experiment.name
+    trainable = tune.with_parameters(_train, bench=bench, space=space)
+    try:
+        results = tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([dict(desk.shape.resources)])),
+            param_space=params,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                callbacks=[_Watch(desk, space)],
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        # Trials keep their own checkpoints and results; Tune's logs repeat them.
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+    return [
+        Failure(_trial(result.config, space).label, _cause(result.error))
+        for result in map(results.__getitem__, range(len(results)))
+        if result.error is not None and result.config is not None
+    ]
+
+
+def _train(config: dict[str, Any], bench: Workbench, space: Space | None) -> None:
+    """The body of a Tune trial."""
+    validated_step, best = 0, 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal validated_step, best
+        metrics = {"step": progress.step, "loss": progress.loss}
+        if progress.val_dice is not None:
+            validated_step, best = progress.step, max(best, progress.val_dice)
+            metrics["dice"] = progress.val_dice
+        # The last step is reported once the result is on disk: a scheduler that stops a trial on
+        # its last report would otherwise throw the finished training away.
+        if progress.step < progress.steps:
+            tune.report(metrics | {"validated_step": validated_step, "val_dice": best})
+
+    result = train_trial(bench, _trial(config, space), report)
+    steps, loss = result["curve"]["loss"][-1]
+    tune.report({"step": steps, "loss": loss, "validated_step": steps, "val_dice": result["val_dice"]})
+
+
+def _trial(config: Mapping[str, Any], space: Space | None) -> Trial:
+    if space is None:
+        return Trial.model_validate(config["trial"])
+    return space.trial(config["point"], config["seed"])
+
+
+class _RecordedASHA(ASHAScheduler):
+    """ASHA that leaves a note in the folder of every trial it stops, because Ray calls them complete.
+
+    Rungs are counted in validated steps: between validations a trial repeats its last Dice.
+    """
+
+    def __init__(self, bench: Workbench, space: Space | None) -> None:
+        training = bench.experiment.training
+        self._bench, self._space = bench, space
+        super().__init__(
+            time_attr="validated_step",
+            max_t=training.steps,
+            grace_period=min(training.steps, max(training.validate_every, training.steps // REDUCTION**2)),
+            reduction_factor=REDUCTION,
+        )
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        own = _trial(trial.config, self._space)
+        folder = self._bench.folder(own)
+        if decision == self.STOP and finished(folder) is None:
+            step, dice = result["validated_step"], result["val_dice"]
+            why = f"ASHA: val Dice {dice:.3f} at step {step} is not among the best 1/{REDUCTION} of that rung"
+            write_json(folder / STOPPED, {"label": own.label, "step": step, "val_dice": dice, "why": why})
+        return decision
+
+
+class _Watch(tune.Callback):
+    """Hands what trials report to the screen and to MLflow."""
+
+    def __init__(self, desk: Desk, space: Space | None) -> None:
+        self._desk, self._space = desk, space
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        own = _trial(trial.config, self._space)
+        self._desk.view.progressed(own, result)
+        self._desk.record.progressed(own, result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        own = _trial(trial.config, self._space)
+        folder = self._desk.bench.folder(own)
+        result = finished(folder)
+        if result is not None:
+            self._desk.record.finished(own, result)
+        elif (folder / STOPPED).exists():
+            self._desk.record.given_up(own, "KILLED", "stopped early by ASHA")
+        else:
+            self._desk.record.given_up(own, "KILLED", "out of time; the next search continues it")
+        self._desk.view.ended(own)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        own = _trial(trial.config, self._space)
+        self._desk.record.given_up(own, "FAILED", str(_cause(trial.get_error())))
+        self._desk.view.ended(own)
+
+
+def _cause(error: Any) -> Exception:
+    """The exception that a trial's process raised, without Ray's wrapping."""
+    if isinstance(error, RayActorError):
+        return ResourceError(
+            f"its process was lost {MAX_RESTARTS + 1} times, for want of memory as a rule; lower --search.concurrent"
+        )
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, Exception) else RuntimeError(str(cause))
+
+
+def failure_error(failures: list[Failure], command: str) -> Exception:
+    """One sentence about the first failed trial, of the same kind as its cause."""
+    first = failures[0]
+    others = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
+    text = f"trial '{first.label}' failed: {' '.join(str(first.error).split())}{others}; the others are done, {command}"
+    return type(first.error)(text) if isinstance(first.error, DropGenError) else RuntimeError(text)
