@@ -108,6 +108,11 @@ class Segmenter:
         self.device = device
         self._extractor = extractor if method.needs_features else None
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features that the network reads; 0 without an extractor."""
+        return self._extractor.channels if self._extractor is not None else 0
+
     def predict(self, volume: Volume, modality: str | None = None) -> np.ndarray:
         """Segments a volume as it was read from a file.
 

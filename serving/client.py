@@ -1,0 +1,82 @@
+"""Speaks to a running segmentation service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from dropgen.errors import ServiceError, VolumeError
+from dropgen.features.studies.volume import Volume, volume_from_bytes
+from dropgen.serving.api import Model
+
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 3600  # one large volume on a CPU takes minutes, and others may wait before it
+UNREADY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+
+
+class Client:
+    """One service at one address.
+
+    Args:
+        url: For example `http://127.0.0.1:8000`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # Proxy settings of the environment are left out: a proxy does not know this machine's loopback.
+        self._http = httpx.Client(timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS), trust_env=False)
+
+    def model(self) -> Model:
+        """The model that the service answers with.
+
+        Raises:
+            ServiceError: It cannot be reached or is no segmentation service.
+        """
+        answer = self._send("GET", "/healthz")
+        try:
+            model = answer.json()["model"]
+            return Model(model["uri"], model["digest"], tuple(model["classes"]))
+        except (ValueError, KeyError, TypeError):
+            raise ServiceError(
+                f"{self.url} answers {answer.status_code} but is no ready segmentation service; start `dropgen serve`"
+            ) from None
+
+    def segment(self, path: Path, modality: str | None = None) -> Volume:
+        """Has one file segmented.
+
+        Returns:
+            The mask, uint8, on the file's grid.
+
+        Raises:
+            VolumeError: The service refused this file.
+            ServiceError: The service cannot be reached.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise VolumeError(f"{path} cannot be read: {error.strerror}") from None
+        query = {} if modality is None else {"modality": modality}
+        answer = self._send("POST", "/v1/segment", params=query, content=content)
+        if answer.status_code != httpx.codes.OK:
+            raise VolumeError(f"{path}: {_sentence(answer)}")
+        mask = volume_from_bytes(answer.content, f"the mask of {path}")
+        return Volume(mask.array.astype("uint8"), mask.affine)
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, self.url + path, **request)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            cause = str(error) or type(error).__name__
+            raise ServiceError(f"{self.url} cannot be reached ({cause}); start it with `dropgen serve`") from None
+        if answer.status_code in UNREADY:
+            raise ServiceError(f"{self.url} answers {answer.status_code}, it is starting, stopping or busy; try later")
+        return answer
+
+
+def _sentence(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {answer.status_code}"

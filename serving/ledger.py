@@ -1,0 +1,114 @@
+"""What a folder of masks already holds, so that a second run does only what is new or changed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dropgen.errors import ConfigError, ResourceError
+from dropgen.manifest import read_json, write_json
+
+LEDGER_FILE = ".dropgen-ledger.json"
+OUTCOMES_FILE = "outcomes.csv"
+COLUMNS = ("case", "file", "outcome", "reason", "seconds")
+SAVE_SECONDS = 1.0  # writing both files after every one of thousands of cases would cost more than the cases
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input file.
+
+    Attributes:
+        case: Name of the mask without its extension.
+        file: Name of the input file.
+        reason: One sentence, where it failed.
+        seconds: Reading, predicting and writing.
+        voxels: Voxels per class of the mask, without background.
+    """
+
+    case: str
+    file: str
+    outcome: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    seconds: float = 0.0
+    voxels: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger:
+    """The record of one output folder: a hidden JSON file for the next run, a table for people.
+
+    Args:
+        folder: Where the masks go.
+        masks: Names of the masks that this run may write.
+        classes: Columns of the table.
+
+    Raises:
+        ConfigError: The folder holds one of these names and no ledger says that it is ours to replace.
+    """
+
+    def __init__(self, folder: Path, masks: Sequence[str], classes: Sequence[str]) -> None:
+        self._folder = folder
+        self._classes = tuple(classes)
+        self._outcomes: list[Outcome] = []
+        self._saved = 0.0
+        stored = read_json(folder / LEDGER_FILE)
+        if stored is None and (foreign := next((name for name in masks if (folder / name).exists()), None)):
+            raise ConfigError(f"{folder / foreign} exists but was not written by dropgen segment; name an empty folder")
+        self._entries: dict[str, dict[str, object]] = stored or {}
+        self.save()
+
+    def voxels(self, mask: str, key: str) -> dict[str, int] | None:
+        """Voxels per class of a mask that was made with this very key and still exists, else None."""
+        entry = self._entries.get(mask)
+        if entry is None or entry["key"] != key or not (self._folder / mask).exists():
+            return None
+        voxels = entry["voxels"]
+        assert isinstance(voxels, dict)
+        return voxels
+
+    def add(self, outcome: Outcome, mask: str, key: str | None) -> None:
+        """Records an outcome; the mask that a failed file left behind from earlier is removed.
+
+        Args:
+            outcome: What happened.
+            mask: Name of the mask.
+            key: Hash of everything the mask depends on; None where there is no mask.
+        """
+        self._outcomes.append(outcome)
+        if key is None:
+            self._entries.pop(mask, None)
+            (self._folder / mask).unlink(missing_ok=True)
+        else:
+            self._entries[mask] = {"key": key, "voxels": outcome.voxels}
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Writes both files; a reader finds the old ones or the new ones.
+
+        Raises:
+            ResourceError: The disk is full or not writable.
+        """
+        try:
+            write_json(self._folder / LEDGER_FILE, self._entries)
+            self._write_table(self._folder / OUTCOMES_FILE)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write to {self._folder} ({error.strerror}); free space or name another folder"
+            ) from error
+        self._saved = time.monotonic()
+
+    def _write_table(self, table: Path) -> None:
+        partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*COLUMNS, *(f"voxels {name}" for name in self._classes)])
+            for one in self._outcomes:
+                counts = (one.voxels.get(name, "") for name in self._classes)
+                writer.writerow([one.case, one.file, one.outcome, one.reason, one.seconds, *counts])
+        partial.replace(table)
