@@ -30,7 +30,7 @@ AIR, BODY, DISTRACTOR, ELLIPSOID, TUBE = range(5)
 LABEL_OF_TISSUE = np.array([0, 0, 0, 1, 2], np.uint8)
 SPLIT_FOLDERS = {"train": ("imagesTr", "labelsTr"), "val": ("imagesVal", "labelsVal"), "test": ("imagesTs", "labelsTs")}
 FULL_SCALE = 1000  # stored int16 value of unit intensity 1
-MAX_TRIES = 1000
+MAX_TRIES = 200
 GAP = 2  # voxels of body between any two shapes
 
 
@@ -46,7 +46,7 @@ class PhantomSpec:
         noise: SD of the voxel noise of every image.
         separation: Least distance that a validation curve keeps between tissue levels.
         heavy_noise, zoom: Extra noise and resolution (1 = full) of the domain `noisy`.
-        bias: Largest absolute log of the multiplicative field of the domain `biased`.
+        bias: Log of the ratio between the brightest and the darkest place of the domain `biased`.
     """
 
     size: int = 40
@@ -68,7 +68,7 @@ class PhantomSpec:
     separation: float = 0.12
     heavy_noise: float = 0.08
     zoom: float = 0.5
-    bias: float = 0.9
+    bias: float = 1.8
 
 
 Paint = Callable[[np.ndarray, np.random.Generator, PhantomSpec], np.ndarray]
@@ -256,10 +256,11 @@ def paint_noisy(tissue: np.ndarray, generator: np.random.Generator, spec: Phanto
 
 
 def paint_biased(tissue: np.ndarray, generator: np.random.Generator, spec: PhantomSpec) -> np.ndarray:
-    """Domain (iv): the source times a strong smooth field, darker at most by exp(-2 * bias)."""
-    field = _smooth_field(tissue.shape, sigma=spec.size / 4, generator=generator)
-    field *= spec.bias / np.abs(field).max()
-    return _noisy(_clean(tissue, spec.levels, generator, spec) * np.exp(field - spec.bias), spec.noise, generator)
+    """Domain (iv): the source times a smooth field that falls from 1 to exp(-bias) within the body."""
+    field = _smooth_field(tissue.shape, sigma=spec.size / 5, generator=generator)
+    inside = field[tissue != AIR]
+    fall = np.clip((field - inside.min()) / np.ptp(inside), 0, 1)
+    return _noisy(_clean(tissue, spec.levels, generator, spec) * np.exp(-spec.bias * fall), spec.noise, generator)
 
 
 def paint_curves(tissue: np.ndarray, generator: np.random.Generator, spec: PhantomSpec) -> np.ndarray:
@@ -278,7 +279,7 @@ def random_curve(generator: np.random.Generator, spec: PhantomSpec) -> Callable[
     order = tuple(np.argsort(levels))
     taken = {order, order[::-1], tuple(np.argsort(spec.remapped))}
     knots = np.linspace(0, 1, 5)
-    for _ in range(MAX_TRIES):
+    for _ in range(100 * MAX_TRIES):
         curve = CubicSpline(knots, generator.uniform(0, 1, knots.size))
         mapped = curve(levels)
         apart = np.diff(np.sort(mapped)).min() >= spec.separation
