@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from tests_support.tiny import tiny_experiment
+
+from dropgen import console
+from dropgen.__main__ import main
+from dropgen.commands import VERBS
+from dropgen.config import to_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((REPOSITORY / "dropgen" / "schema.json").read_text())
+
+Run = Callable[..., Any]
+
+
+def require_valid(definition: str, document: object) -> None:
+    Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{definition}"}).validate(document)
+
+
+def strictly(text: str) -> Any:
+    """Parses JSON as other languages do: no NaN, no Infinity."""
+
+    def refuse(word: str) -> float:
+        raise ValueError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one verb with --json and returns its exit code and its document, held against the schema."""
+
+    def verb(*words: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        try:
+            code = main([*words, "--json", "--root", str(tmp_path)])
+        finally:
+            console.set_json_mode(False)
+        out = capsys.readouterr().out
+        document = strictly(out)
+        require_valid(words[0], document)
+        return code, document
+
+    return verb
+
+
+def test_the_schema_is_one_and_defines_every_verb() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    assert set(VERBS) <= set(SCHEMA["$defs"])
+
+
+def test_the_schema_refuses_what_it_does_not_know() -> None:
+    document = {"experiment": "heart", "report": "/runs/heart/report.html"}
+    require_valid("report", document)
+    for wrong in ({"experiment": "heart"}, {**document, "more": 1}, {**document, "report": None}):
+        assert not Draft202012Validator({**SCHEMA, "$ref": "#/$defs/report"}).is_valid(wrong)
+
+
+def test_a_summary_has_the_keys_that_scripts_build_on() -> None:
+    summary, row = SCHEMA["$defs"]["summary"], SCHEMA["$defs"]["row"]
+    assert {"store", "tracking_uri", "model_uri", "report", "segmentations", "seconds", "table"} <= set(
+        summary["required"]
+    )
+    assert {
+        "method", "p", "seed", "steps", "converged", "val_dice", "selected", "source_dice", "target_dice",
+    } <= set(row["required"])  # fmt: skip
+
+
+def test_the_methods_are_listed_as_the_schema_says(run: Run) -> None:
+    code, document = run("methods")
+    assert code == 0
+    assert "dropgen" in json.dumps(document)
+
+
+def test_a_study_check_prints_its_document_whether_the_study_is_sound_or_not(run: Run, tmp_path: Path) -> None:
+    study = tiny_experiment(tmp_path).study
+    code, document = run("study", "check", str(study))
+    assert (code, document["sound"], document["problems"]) == (0, True, [])
+    next(study.parent.glob("labelsTr/*.nii.gz")).write_bytes(b"not a volume")
+    code, document = run("study", "check", str(study))
+    assert (code, document["sound"], len(document["problems"])) == (2, False, 1)
+
+
+@pytest.mark.slow
+def test_the_main_job_prints_documents_that_the_schema_describes(run: Run, tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, methods=[{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}])
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(to_json(experiment)))
+    words = str(path)
+    _, summary = run("run", words)
+    assert summary == strictly((tmp_path / "tiny" / "summary.json").read_text())
+    assert [(row["method"], row["p"]) for row in summary["table"]] == [("erm", None), ("dropgen", 0), ("dropgen", 0.5)]
+    assert all(Path(summary[key]).exists() for key in ("store", "report", "segmentations"))
+    _, counted = run("precompute", words, "--status")
+    assert set(counted["missing"].values()) == {0}
+    _, trained = run("train", words)
+    assert len(trained["trials"]) == 3
+    _, searched = run("search", words)
+    assert searched["champion"]["folder"] in {trial["folder"] for trial in trained["trials"]}
+    run("evaluate", words)
+    run("report", words)
+    _, registered = run("register", searched["champion"]["bundle"], "--name", "other")
+    assert registered["model_uri"] == "models:/other@champion"
+    images = experiment.study.parent / "imagesTs"
+    _, segmented = run("segment", str(images), str(tmp_path / "masks"), "--name", "other")
+    assert segmented["done"] == len(list(images.iterdir()))
