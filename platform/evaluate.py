@@ -127,14 +127,18 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     bench = Workbench.open(experiment, arguments.root)
-    with Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment)).running():
+    record = Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment))
+    with record.running():
         summaries = {trial.label: evaluate_trial(bench, trial) for trial in trials}
     terminal = Console()
     with terminal.capture() as text:
         terminal.print(result_table(summaries, bench.study.train_domains))
     console.say(text.get().rstrip())
     folders = {trial.label: str(bench.folder(trial) / "evaluation") for trial in trials}
-    return {"experiment": experiment.name, "evaluations": [{**summaries[key], "folder": folders[key]} for key in folders]}
+    return {
+        "experiment": experiment.name,
+        "evaluations": [{**summaries[key], "folder": folders[key]} for key in folders],
+    }
 
 
 def _cell(spread: Mapping[str, float | None] | None) -> str:

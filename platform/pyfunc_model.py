@@ -10,20 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from dropgen.features.studies.volume import read_volume
 from dropgen.platform.segmenter import Segmenter
 
 
-class SegmenterModel(PythonModel):  # type: ignore[misc]
+class SegmenterModel(PythonModel):
     """Calls the one `Segmenter` on files."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self._segmenter = Segmenter.load(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
+    def predict(
+        self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None
+    ) -> list[np.ndarray]:
         modality = context.model_config["modality"]
         return [self._segmenter.predict(read_volume(Path(path)), modality) for path in model_input]
 

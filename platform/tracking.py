@@ -10,8 +10,9 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow.pyfunc  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
-from dropgen import __version__, console  # noqa: E402
-from dropgen.errors import RegistryError  # noqa: E402
-from dropgen.manifest import read_json  # noqa: E402
-from dropgen.platform.segmenter import read_record  # noqa: E402
+from dropgen import __version__, console
+from dropgen.errors import RegistryError
+from dropgen.manifest import read_json
+from dropgen.platform.segmenter import read_record
 
 KEY = "dropgen.key"
 REGISTERED = "registered"
@@ -76,9 +77,16 @@ class Tracker:
         """Adds one point to each named curve; the same point logged twice is one point."""
         self.client.log_batch(run_id, metrics=[Metric(name, value, 0, step) for name, value in metrics.items()])
 
+    def log_curve(self, run_id: str, name: str, points: Sequence[tuple[int, float]]) -> None:
+        """Adds a whole curve of (step, value)."""
+        metrics = [Metric(name, value, 0, step) for step, value in points]
+        for start in range(0, len(metrics), 1000):  # mlflow's limit per call
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
     def tag(self, run_id: str, tags: Mapping[str, object]) -> None:
-        """Sets tags."""
-        self.client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+        """Sets tags; None is left out."""
+        known = {name: str(value) for name, value in tags.items() if value is not None}
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in known.items()])
 
     def attach(self, run_id: str, path: Path) -> None:
         """Stores a file or a folder with the run."""
@@ -152,10 +160,11 @@ def register(root: Path, bundle: Path, name: str, alias: str = "champion", run_i
         versions = client.search_model_versions(f"name = '{name}'")
         version = next((entry.version for entry in versions if entry.tags.get("bundle") == tags["bundle"]), None)
         if version is None:
-            run_id = run_id or tracker.start_parent(REGISTERED, name, record["spec"])
+            if run_id is None:
+                run_id = tracker.start_parent(REGISTERED, name, record["spec"])
+                tracker.finish(run_id)
             source = _log_pyfunc(client, run_id, bundle)
             version = client.create_model_version(name, source, run_id, tags=tags).version
-            tracker.finish(run_id)
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         cause = " ".join(error.message.split())
@@ -181,7 +190,7 @@ def fetch(root: Path, name: str, alias: str = "champion") -> Path:
     if alias not in aliases:
         known = ", ".join(sorted(aliases)) or "none"
         raise RegistryError(f"model '{name}' has no alias '{alias}' yet (there: {known}); {how}")
-    source = client.get_model_version_by_alias(name, alias).source
+    source = client.get_model_version_by_alias(name, alias).source or ""
     # Only what lies below the artifact folder counts, so a root that was moved still serves.
     bundle = root / "mlflow" / "artifacts" / source.partition(ARTIFACTS)[2] / "artifacts" / "bundle"
     if not bundle.is_dir():
@@ -206,7 +215,7 @@ def _log_pyfunc(client: MlflowClient, run_id: str, bundle: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         staged = Path(folder) / "bundle"
-        staged.symlink_to(bundle.resolve())  # the artifact keeps the name of the folder it came from
+        shutil.copytree(bundle, staged)  # the artifact keeps the name of the folder it came from
         mlflow.pyfunc.save_model(
             path=str(model),
             python_model=str(PYFUNC),

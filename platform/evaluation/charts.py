@@ -23,7 +23,6 @@ class Line:
     """One row of the dot chart: mean Dice per domain over seeds, in percent points."""
 
     label: str
-    method: str
     selected: bool
     source: float | None
     targets: Mapping[str, float]

@@ -55,7 +55,9 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
         image, masks, aspect = _slices(picture)
         low, high = np.percentile(image, WINDOW)
         for axis, column in zip(row, columns, strict=True):
-            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
+            axis.imshow(
+                image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest"
+            )
             mask = masks.get(column)
             if mask is not None:
                 _draw_mask(axis, mask, aspect)
@@ -87,7 +89,7 @@ def _slices(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]
     right, up = others
 
     def view(array: np.ndarray) -> np.ndarray:
-        plane = np.take(array, index, axis=through).T[::-1]
+        plane: np.ndarray = np.take(array, index, axis=through).T[::-1]
         return plane[:, ::-1] if right == 0 else plane
 
     planes = {name: view(mask) for name, mask in masks.items()}

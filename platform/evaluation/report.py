@@ -1,0 +1,334 @@
+"""One HTML page per experiment: the finding first, then the table, the curves and the pictures behind it.
+
+Everything is inside the file (charts as SVG, pictures as PNG), so it can be mailed and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jinja2
+import yaml
+
+from dropgen import __version__, console
+from dropgen.config import Experiment, load_experiment
+from dropgen.errors import CheckpointError
+from dropgen.features.studies.study import Case, Study, load_study
+from dropgen.features.studies.volume import read_mask, read_volume
+from dropgen.manifest import read_json
+from dropgen.platform.evaluation import charts
+from dropgen.platform.evaluation.metrics import Spread
+from dropgen.platform.evaluation.overlays import Picture, overlay
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
+PATHS = ("model_uri", "tracking_uri", "store", "segmentations", "report")
+ABSENT = "–"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One line of the table: the seeds of one method with one p."""
+
+    name: str
+    method: str
+    rows: tuple[Row, ...]
+
+    @property
+    def selected(self) -> bool:
+        """Whether the selection rule chose it."""
+        return any(row["selected"] for row in self.rows)
+
+    @property
+    def lead(self) -> Row:
+        """The seed with the best validation Dice."""
+        return max(self.rows, key=lambda row: float(row["val_dice"]))
+
+    def spread(self, column: str) -> Spread:
+        """Over seeds, 0..1: "val_dice", "source_dice", an unseen domain, or "unseen" for their mean."""
+        return Spread.of(_value(row, column) for row in self.rows)
+
+
+def build_report(experiment: Experiment, root: Path) -> Path:
+    """Writes `<root>/<name>/report.html` from `summary.json`, the manifest and the trials' folders.
+
+    Raises:
+        CheckpointError: The experiment has not been run to its end.
+    """
+    folder = root / experiment.name
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        raise CheckpointError(f"{folder / 'summary.json'} is missing; run: dropgen run EXPERIMENT.yaml --root {root}")
+    manifest = read_json(folder / "manifest.json") or {}
+    context = {key: manifest.get(key) for key in ("commit", "command", "versions", "peak_rss_mb")} | summary
+    study = load_study(experiment.study, root)
+    page = folder / "report.html"
+    return write_report(page, experiment, study, summary["table"], summary["headline"], context)
+
+
+def write_report(
+    page: Path, experiment: Experiment, study: Study, rows: Sequence[Row], headline: str, context: Mapping[str, Any]
+) -> Path:
+    """Writes the page.
+
+    Args:
+        page: The HTML file.
+        experiment: Printed with the page, so that it can be run again.
+        study: Where images and ground truth are.
+        rows: One per trial: `method, p, seed, steps, converged, val_dice, selected, source_dice, target_dice`
+            and `folder`, where the trial's `result.json` and `evaluation/` lie. Dice in 0..1.
+        headline: The finding in one sentence.
+        context: Beyond the table: `seconds` per stage, `commit`, `command`, `versions`, and addresses.
+    """
+    groups = group_rows(rows)
+    chosen = next((group for group in groups if group.selected), max(groups, key=lambda group: group.lead["val_dice"]))
+    scored = _scored_cases(Path(chosen.lead["folder"]))
+    names = {id(row): group.name for group in groups for row in group.rows}
+    results = [(read_json(Path(row["folder"]) / "result.json"), names[id(row)]) for row in rows]
+    cases = {case.id: case for case in study.cases}
+    pictures, note = _pictures(chosen, groups, scored, cases, study)
+    values = {
+        "name": experiment.name,
+        "headline": headline,
+        "study": study,
+        "rule": experiment.selection.rule.replace("_", " "),
+        "classes": study.classes[1:],
+        "train_domains": sorted(study.train_domains),
+        "counts": {split: len(study.split(split)) for split in ("train", "val", "test")},
+        "cards": _cards(chosen, groups),
+        "seeds": max(len(group.rows) for group in groups),
+        **_table(groups, scored, study.train_domains),
+        "dots": charts.data_uri(charts.domain_dots([_line(group) for group in groups]), "svg"),
+        "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
+        "trained": _training_note(rows),
+        "pictures": pictures,
+        "picture_note": note,
+        "chosen": f"{chosen.name}, seed {chosen.lead['seed']}",
+        "cases": [_case_row(case, study.classes[1:]) for case in scored],
+        "command": _command(context.get("command")),
+        "facts": list(_facts(context)),
+        "config": yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False),
+        "version": __version__,
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(environment.from_string(TEMPLATE.read_text()).render(values), encoding="utf-8")
+    return page
+
+
+def group_rows(rows: Iterable[Row]) -> list[Group]:
+    """Puts the seeds of each method and p together, in order of first appearance."""
+    members: dict[tuple[str, Any], list[Row]] = {}
+    for row in rows:
+        members.setdefault((row["method"], row["p"]), []).append(row)
+    return [Group(method_name(method, p), method, tuple(found)) for (method, p), found in members.items()]
+
+
+def method_name(method: str, p: float | None) -> str:
+    """How people write it: "DropGen p = 0.5"."""
+    return NAMES.get(method, method) + ("" if p is None else f" p = {p:g}")
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`dropgen report`."""
+    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    page = build_report(experiment, arguments.root)
+    console.say(f"report: {page}")
+    return {"experiment": experiment.name, "report": str(page)}
+
+
+@dataclass(frozen=True)
+class _ScoredCase:
+    case: str
+    subject: str
+    domain: str
+    split: str
+    dice: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        present = [value for value in self.dice.values() if math.isfinite(value)]
+        return fmean(present) if present else math.nan
+
+
+def _scored_cases(folder: Path) -> list[_ScoredCase]:
+    found: dict[str, tuple[Mapping[str, str], dict[str, float]]] = {}
+    with (folder / "evaluation" / "cases.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            _, dice = found.setdefault(row["case"], (row, {}))
+            dice[row["class"]] = float(row["dice"] or "nan")
+    scored = [
+        _ScoredCase(name, row["subject"], row["domain"], row["split"], dice) for name, (row, dice) in found.items()
+    ]
+    return sorted(scored, key=lambda case: -case.mean if math.isfinite(case.mean) else 1.0)
+
+
+def _value(row: Row, column: str) -> float:
+    if column in ("val_dice", "source_dice"):
+        value = row[column]
+    elif column == "unseen":
+        known = [dice for dice in row["target_dice"].values() if dice is not None]
+        value = fmean(known) if known else None
+    else:
+        value = row["target_dice"].get(column)
+    return math.nan if value is None else float(value)
+
+
+def _points(value: float | None) -> str:
+    return ABSENT if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
+    cards = [
+        {"value": chosen.name, "caption": "chosen by validation Dice"},
+        {"value": _points(chosen.spread("unseen").mean), "caption": "Dice on unseen domains"},
+        {"value": _points(chosen.spread("source_dice").mean), "caption": "Dice on the source domain"},
+    ]
+    baseline = next((group for group in groups if group.method == "erm" and group is not chosen), None)
+    if baseline is not None:
+        ours, theirs = chosen.spread("unseen").mean, baseline.spread("unseen").mean
+        if ours is not None and theirs is not None:
+            gain = f"{100 * (ours - theirs):+.1f}".replace("-", "−")
+            cards.append({"value": gain, "caption": "points over ERM on unseen domains"})
+    return cards
+
+
+def _table(groups: Sequence[Group], scored: Sequence[_ScoredCase], train_domains: frozenset[str]) -> dict[str, Any]:
+    domains = sorted({name for group in groups for row in group.rows for name in row["target_dice"]})
+    columns = ["val_dice", "source_dice", *domains, *(["unseen"] if len(domains) > 1 else [])]
+    spreads = {(group.name, column): group.spread(column) for group in groups for column in columns}
+    best = {
+        column: max((_points(spreads[group.name, column].mean) for group in groups), key=_rank) for column in columns
+    }
+    first_domain = domains[0] if domains else None
+
+    def cell(group: Group, column: str) -> dict[str, Any]:
+        spread = spreads[group.name, column]
+        error = spread.se if len(group.rows) > 1 else _subject_error(group.rows[0], column)
+        mean = _points(spread.mean)
+        return {
+            "mean": mean,
+            "error": None if error is None else _points(error),
+            "best": mean == best[column] and mean != ABSENT and len(groups) > 1,
+            "bar": column in ("source_dice", first_domain, "unseen"),
+        }
+
+    return {
+        "domains": [{"name": name, "subjects": _subjects(scored, {name})} for name in domains],
+        "source_subjects": _subjects(scored, train_domains),
+        "groups": [
+            {
+                "name": group.name,
+                "selected": group.selected,
+                "converged": all(row["converged"] for row in group.rows),
+                "cells": [cell(group, column) for column in columns],
+            }
+            for group in groups
+        ],
+    }
+
+
+def _rank(text: str) -> float:
+    return -1.0 if text == ABSENT else float(text)
+
+
+def _subject_error(row: Row, column: str) -> float | None:
+    """Standard error over the subjects of one domain, where a single seed gives none over seeds."""
+    domains = (read_json(Path(row["folder"]) / "evaluation" / "summary.json") or {}).get("domains", {})
+    if column == "source_dice":
+        sources = [spread for name, spread in domains.items() if name not in row["target_dice"]]
+        return sources[0]["se"] if len(sources) == 1 else None
+    return domains[column]["se"] if column in domains else None
+
+
+def _subjects(scored: Sequence[_ScoredCase], domains: Iterable[str]) -> str:
+    held = [case for case in scored if case.domain in set(domains) and math.isfinite(case.mean)]
+    count = len({case.subject for case in held})
+    splits = {case.split for case in held} - {"test"}
+    return f"{count} subject{'' if count == 1 else 's'}" + (f" ({', '.join(sorted(splits))})" if splits else "")
+
+
+def _line(group: Group) -> charts.Line:
+    domains = sorted({name for row in group.rows for name in row["target_dice"]})
+    means = {name: group.spread(name).mean for name in domains}
+    source = group.spread("source_dice").mean
+    return charts.Line(
+        group.name,
+        group.selected,
+        None if source is None else 100 * source,
+        {name: 100 * mean for name, mean in means.items() if mean is not None},
+    )
+
+
+def _training_note(rows: Sequence[Row]) -> str:
+    steps = sorted({row["steps"] for row in rows})
+    late = sum(not row["converged"] for row in rows)
+    span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    return f"{len(rows)} runs of {span} steps; {late or 'none'} of them {'is' if late == 1 else 'are'} not converged."
+
+
+def _pictures(
+    chosen: Group, groups: Sequence[Group], scored: Sequence[_ScoredCase], cases: Mapping[str, Case], study: Study
+) -> tuple[str | None, str]:
+    ranked = [case for case in scored if case.split == "test" and math.isfinite(case.mean) and case.case in cases]
+    if not ranked:
+        return None, ""
+    shown = {0: "best", len(ranked) // 2: "median", len(ranked) - 1: "worst"}
+    compared = [*[group for group in groups if group.method == "erm" and group is not chosen][:1], chosen]
+    others = {group.name: {case.case: case for case in _scored_cases(Path(group.lead["folder"]))} for group in compared}
+    pictures = []
+    for place, word in shown.items():
+        entry = cases[ranked[place].case]
+        assert entry.label is not None
+        masks = {"ground truth": read_mask(entry.label).array}
+        notes = {}
+        for group in compared:
+            masks[group.name] = read_mask(Path(group.lead["folder"]) / "evaluation/masks" / f"{entry.id}.nii.gz").array
+            notes[group.name] = f"Dice {_points(others[group.name][entry.id].mean)}"
+        pictures.append(Picture(f"{word}: {entry.id}\n{entry.domain}", read_volume(entry.image), masks, notes))
+    note = (
+        f"Of {len(ranked)} labelled test cases, ranked by the mean Dice of {chosen.name} (seed {chosen.lead['seed']})."
+        " The slice shown is the one with most ground truth; Dice is that of the whole volume."
+    )
+    return charts.data_uri(overlay(pictures, study.classes), "png"), note
+
+
+def _case_row(case: _ScoredCase, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "case": case.case,
+        "subject": case.subject,
+        "domain": case.domain if case.split == "test" else f"{case.domain} ({case.split})",
+        "dice": [_points(case.dice[name]) for name in classes],
+        "mean": _points(case.mean),
+    }
+
+
+def _command(words: object) -> str | None:
+    if not isinstance(words, list) or not words:
+        return None
+    return " ".join(["dropgen", *(str(word) for word in words[1:])])
+
+
+def _facts(context: Mapping[str, Any]) -> Iterable[tuple[str, str, bool]]:
+    if context.get("commit"):
+        yield "commit", str(context["commit"]), True
+    if context.get("versions"):
+        yield "versions", ", ".join(f"{name} {version}" for name, version in context["versions"].items()), False
+    if context.get("seconds"):
+        stages = context["seconds"]
+        total = sum(stages.values())
+        yield "time", f"{total:.0f} s: " + ", ".join(f"{name} {value:.0f} s" for name, value in stages.items()), False
+    if context.get("peak_rss_mb"):
+        yield "peak memory", f"{context['peak_rss_mb'] / 1024:.1f} GiB", False
+    for key in PATHS:
+        if context.get(key):
+            yield key.replace("_", " ").replace("uri", "address"), str(context[key]), True
