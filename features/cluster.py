@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.exceptions import AuthenticationError
 
 from dropgen.errors import ResourceError
 from dropgen.manifest import REPOSITORY
-
-# Ray reads these when it is imported. Its ports listen on all interfaces, so a cluster of ours always asks for
-# the token; a client that was given the address of a cluster asks for it where this machine has one.
-TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-if TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ or "RAY_ADDRESS" not in os.environ:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import ray  # noqa: E402
-from ray.exceptions import AuthenticationError  # noqa: E402
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the process that it starts
 
@@ -44,25 +37,37 @@ def connect(address: str | None = None, cpus: int = 1) -> Iterator[None]:
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if place == "local" else {}
-    try:
-        ray.init(
-            address=place,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env=_runtime_env(),
-            **own,
-        )
-    except (ConnectionError, AuthenticationError) as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {place}: {str(error).splitlines()[0]}; start one with "
-            f"`RAY_AUTH_MODE=token ray start --head --num-cpus={cpus}` or leave the address out"
-        ) from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run needs no network
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": _runtime_env()}
+    if place == "local":
+        ray.init(address=place, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    else:
+        _join(place, quiet, cpus)
     try:
         _require(cpus)
         yield
     finally:
         ray.shutdown()
+
+
+def _join(place: str, quiet: Mapping[str, Any], cpus: int) -> None:
+    try:
+        _knock(place)
+        # Ray does this by itself where it starts or finds a cluster, not where it is given an address.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ray.init(address=place, **quiet)
+    except (OSError, AuthenticationError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {place}: {str(error).splitlines()[0]}; start one with "
+            f"`RAY_AUTH_MODE=token ray start --head --num-cpus={cpus}` or leave the address out"
+        ) from error
+
+
+def _knock(place: str) -> None:
+    """Fails within seconds where nothing listens; Ray itself keeps trying for many minutes."""
+    host, separator, port = place.rpartition("://")[2].rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _require(cpus: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class StudyIndex:
         """
         fingerprint = None if extractor is None else extractor.fingerprint
         hashes = _FileHashes(None if store is None else store.folder / "source-hashes.json")
-        keys = {case.id: _case_keys(case, study.preparation, fingerprint, dtype, hashes) for case in study.cases}
+        keys = {case.id: case_keys(case, study.preparation, fingerprint, dtype, hashes.of) for case in study.cases}
         hashes.save()
         return cls(study.name, fingerprint, dtype, keys)
 
@@ -94,7 +95,9 @@ class StudyIndex:
             sentence += f" and of {len(missing) - 1} more of the {len(self.keys)} cases"
         others = _other_extractors(store, keys.volume) if lacks == ["features"] else []
         if others:
-            sentence += f"; it holds features of this case made by {', '.join(others)}, not by {self.extractor} ({self.dtype})"
+            sentence += (
+                f"; it holds features of this case made by {', '.join(others)}, not by {self.extractor} ({self.dtype})"
+            )
         raise StoreError(f"{sentence}; run `dropgen precompute EXPERIMENT`")
 
     def save(self, store: FeatureStore) -> None:
@@ -102,17 +105,29 @@ class StudyIndex:
         write_json(store.folder / "studies" / f"{self.study}.json", asdict(self))
 
 
-def _case_keys(
-    case: Case, preparation: Preparation, fingerprint: str | None, dtype: str, hashes: _FileHashes
+def case_keys(
+    case: Case,
+    preparation: Preparation,
+    fingerprint: str | None,
+    dtype: str,
+    hash_of: Callable[[Path], str] = file_digest,
 ) -> CaseKeys:
+    """The keys of one case, from the content of its files.
+
+    Raises:
+        VolumeError: A file cannot be read; names the case.
+    """
     # Only the rule that this case's modality selects, so that editing another modality's changes nothing here.
     rule = resolve_rule(preparation.intensity, case.modality)
-    volume = digest(["volume", hashes.of(case.image, case.id), replace(preparation, intensity=rule).key])
-    return CaseKeys(
-        volume=volume,
-        label=None if case.label is None else digest(["label", hashes.of(case.label, case.id), volume]),
-        features=None if fingerprint is None else digest(["features", volume, fingerprint, dtype]),
-    )
+    try:
+        volume = digest(["volume", hash_of(case.image), replace(preparation, intensity=rule).key])
+        label = None if case.label is None else digest(["label", hash_of(case.label), volume])
+    except OSError as error:
+        raise VolumeError(
+            f"case {case.id}: {error.filename} cannot be read ({error.strerror}); check the study's manifest"
+        ) from error
+    features = None if fingerprint is None else digest(["features", volume, fingerprint, dtype])
+    return CaseKeys(volume, label, features)
 
 
 def _other_extractors(store: FeatureStore, volume: str) -> list[str]:
@@ -129,24 +144,22 @@ class _FileHashes:
         self._known: dict[str, list[object]] = (read_json(path) if path else None) or {}
         self._changed = False
 
-    def of(self, path: Path, case: str) -> str:
+    def of(self, path: Path) -> str:
         """The hash of a file's bytes."""
-        try:
-            status = path.stat()
-            # ctime moves even when a tool restores the modification time.
-            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            known = self._known.get(str(path))
-            if known and known[:3] == stamp:
-                return str(known[3])
-            found = file_digest(path)
-        except OSError as error:
-            raise VolumeError(f"case {case}: {path} cannot be read: {error.strerror}; check the study") from error
+        status = path.stat()
+        # ctime moves even when a tool restores the modification time.
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = self._known.get(str(path))
+        if known and known[:3] == stamp:
+            return str(known[3])
+        found = file_digest(path)
         if time.time() - status.st_ctime > SETTLED_SECONDS:
             self._known[str(path)] = [*stamp, found]
             self._changed = True
         return found
 
     def save(self) -> None:
-        """Writes the hashes back, where any is new."""
+        """Writes the hashes back, where any is new and the store can be written to."""
         if self._path and self._changed:
-            write_json(self._path, self._known)
+            with suppress(OSError):  # a store that is only read from needs no memory of its own
+                write_json(self._path, self._known)

@@ -236,8 +236,8 @@ def _write_zarr(
         if not np.isfinite(cast).all():
             what = f"channel {start} of the features" if step == 1 and array.ndim == 4 else "the volume"
             if np.isfinite(part).all():
-                largest = float(np.abs(part).max())
-                raise StoreError(f"{where}: {what} reaches {largest:g}, too large for {dtype}; use features.dtype=float32")
+                high = float(np.abs(part).max())
+                raise StoreError(f"{where}: {what} reaches {high:g}, too much for {dtype}; use features.dtype=float32")
             raise StoreError(f"{where}: {what} holds values that are not finite; check the image")
         target[start : start + step] = cast
 

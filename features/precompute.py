@@ -1,0 +1,295 @@
+"""Prepares every case of a study and computes its features into the store, as a Ray job that can be resumed.
+
+Run it as `dropgen precompute EXPERIMENT` or `python features/precompute.py EXPERIMENT`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import math
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from dropgen.config import Experiment, load_experiment
+from dropgen.console import progress, say, warn
+from dropgen.errors import ResourceError, StoreError, StudyError, VolumeError
+from dropgen.features.cluster import connect
+from dropgen.features.extractors import Extractor, build
+from dropgen.features.index import StudyIndex
+from dropgen.features.store import KINDS, FeatureStore, Kind
+from dropgen.features.studies.prepare import Grid
+from dropgen.features.studies.study import Study, load_study
+from dropgen.features.studies.volume import read_grid
+from dropgen.features.worker import Recipe, Work, Worker
+from dropgen.manifest import git_commit
+
+# Peak bytes per voxel and feature channel while one volume is extracted: MIND on 128^3 took 55, output included.
+EXTRACTION_BYTES = 56
+GIB = 2**30
+
+
+def precompute(
+    experiment: Experiment,
+    study: Study,
+    root: Path,
+    workers: int = 2,
+    address: str | None = None,
+    features: bool | None = None,
+) -> dict[str, Any]:
+    """Computes what the store lacks of a study; killed at any moment, the next call goes on from there.
+
+    As many volumes are in memory as there are workers, whatever the study's size.
+
+    Args:
+        experiment: Names extractor and stored type.
+        study: Its cases.
+        root: Output root; the store is `<root>/store`.
+        workers: Processes, each with one CPU.
+        address: A running Ray cluster; by default as `cluster.connect`.
+        features: Whether features are wanted; by default where the experiment reads them from the store.
+
+    Returns:
+        The document of the verb: counts per kind, bytes of the study's entries, seconds, volumes per second.
+
+    Raises:
+        StudyError: Cases are broken; all others are done.
+        ResourceError: Disk, folder or cluster do not suffice.
+    """
+    started = time.perf_counter()
+    store = FeatureStore(root / "store")
+    component = experiment.features.extractor if _wants_features(experiment, features) else None
+    extractor = None if component is None else build(component)
+    index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
+    store.sweep()
+    reused = _count(index, store)[0]
+    works = _missing_work(study, index, store)
+    problems: list[str] = []
+    seconds = 0.0
+    if works:
+        workers = max(1, min(workers, len(works)))
+        _plan(works, study, extractor, experiment.features.dtype, store, workers)
+        recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
+        with connect(address, cpus=workers):
+            extraction_started = time.perf_counter()
+            problems = _run(works, recipe, workers)
+            seconds = time.perf_counter() - extraction_started
+    _save_index(index, store)
+    done, missing = _count(index, store)
+    if problems:
+        raise StudyError(
+            f"study {study.name}: {len(problems)} of {len(study.cases)} cases could not be stored, the others are:",
+            sorted(problems),
+        )
+    computed = {kind: done[kind] - reused[kind] for kind in KINDS}
+    say(f"store {store.folder}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
+    return _document(store, index, computed, reused, missing) | {
+        "seconds": round(time.perf_counter() - started, 3),
+        "volumes_per_second": round(len(works) / seconds, 3) if seconds else None,
+    }
+
+
+def status(experiment: Experiment, study: Study, root: Path, verify: bool = False) -> dict[str, Any]:
+    """What of a study is in the store; nothing is computed.
+
+    Args:
+        experiment: As in `precompute`.
+        study: As in `precompute`.
+        root: As in `precompute`.
+        verify: Whether to read every byte of every entry again.
+
+    Returns:
+        The document of `precompute`, with nothing computed.
+
+    Raises:
+        StoreError: Entries are damaged; all of them are named.
+    """
+    started = time.perf_counter()
+    store = FeatureStore(root / "store")
+    extractor = build(experiment.features.extractor) if _wants_features(experiment, None) else None
+    index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
+    if verify:
+        _verify(index, store)
+    done, missing = _count(index, store)
+    for kind in KINDS:
+        say(f"{kind}: {done[kind]} done, {missing[kind]} missing")
+    return _document(store, index, dict.fromkeys(KINDS, 0), done, missing) | {
+        "seconds": round(time.perf_counter() - started, 3),
+        "volumes_per_second": None,
+    }
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The verb `precompute`."""
+    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    study = load_study(experiment.study, arguments.root)
+    if arguments.status or arguments.verify:
+        return status(experiment, study, arguments.root, arguments.verify)
+    return precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
+
+
+def _wants_features(experiment: Experiment, features: bool | None) -> bool:
+    return experiment.features.source == "stored" if features is None else features
+
+
+def _missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
+    """What has to be computed, no entry twice even where cases share files."""
+    works = []
+    claimed: set[tuple[Kind, str]] = set()
+    for case in study.cases:
+        keys = index.keys[case.id]
+        wanted = [entry for entry in keys.entries() if entry not in claimed and not store.has(*entry)]
+        claimed.update(wanted)
+        if wanted:
+            works.append(Work(case, keys, tuple(kind for kind, _ in wanted)))
+    return works
+
+
+def _plan(
+    works: Sequence[Work], study: Study, extractor: Extractor | None, dtype: str, store: FeatureStore, workers: int
+) -> None:
+    """Says what the run will need, and refuses a disk that cannot hold it."""
+    channels = 0 if extractor is None else extractor.channels
+    voxel_bytes = {"volumes": 4, "labels": 1, "features": channels * np.dtype(dtype).itemsize}
+    disk = memory = 0
+    for work in works:
+        try:
+            native = read_grid(work.case.image)
+            voxels = math.prod(Grid.of(native, study.preparation).shape)
+        except VolumeError:
+            continue  # its worker will say what is wrong with it, once the others are done
+        disk += voxels * sum(voxel_bytes[kind] for kind in work.kinds)
+        # float32, four at a time: as read, oriented, resampled, scaled
+        memory = max(memory, 4 * 4 * max(voxels, native.array.size) + voxels * channels * EXTRACTION_BYTES)
+    free = shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
+    available = psutil.virtual_memory().available
+    say(
+        f"{len(works)} volumes to compute with {workers} workers; "
+        f"disk {disk / GIB:.2f} GiB of {free / GIB:.2f} GiB free, "
+        f"memory up to {memory / GIB:.2f} GiB for each volume in flight ({workers} at once) "
+        f"of {available / GIB:.2f} GiB available"
+    )
+    if disk > free:
+        raise ResourceError(
+            f"the missing entries of {study.name} need {disk / GIB:.2f} GiB and {store.folder} has "
+            f"{free / GIB:.2f} GiB free; free disk space there or choose another folder with --root"
+        )
+    if memory * workers > available:
+        warn("the volumes in flight may not fit in memory; if a worker is killed, run again with fewer --workers")
+
+
+def _run(works: Sequence[Work], recipe: Recipe, workers: int) -> list[str]:
+    """Runs all work on Ray actors, one case per actor at a time; returns what was wrong with broken cases.
+
+    An actor holds no queue of its own, so the case it died of is known.
+    """
+    remote: Any = ray.remote(num_cpus=1)(Worker)
+    queue = deque(works)
+    attempts: Counter[str] = Counter()
+    problems: list[str] = []
+    crashes: list[RuntimeError] = []
+    idle = [remote.remote(recipe) for _ in range(workers)]
+    busy: dict[Any, tuple[Any, Work]] = {}
+    with progress("volumes") as bars:
+        task = bars.add_task(recipe.study.name, total=len(works), note="")
+        while queue or busy:
+            while queue and idle:
+                actor, work = idle.pop(), queue.popleft()
+                busy[actor.run.remote(work)] = (actor, work)
+            (finished,), _ = ray.wait(list(busy), num_returns=1)
+            actor, work = busy.pop(finished)
+            try:
+                problem = ray.get(finished)
+            except RayActorError as error:
+                actor = remote.remote(recipe)
+                attempts[work.case.id] += 1
+                if attempts[work.case.id] < 2:
+                    queue.append(work)
+                    idle.append(actor)
+                    continue
+                cause = str(error).strip().splitlines()[0]
+                problem = f"case {work.case.id}: its worker died twice, likely out of memory ({cause}); try --workers 1"
+            except RayTaskError as error:
+                if isinstance(error.cause, ResourceError):
+                    raise ResourceError(str(error.cause)) from None
+                problem = None
+                crashes.append(RuntimeError(f"case {work.case.id}: {type(error.cause).__name__}: {error.cause}"))
+            idle.append(actor)
+            if problem:
+                problems.append(problem)
+            bars.update(task, advance=1, note=f"{len(problems)} broken" if problems else "")
+    if crashes:
+        raise crashes[0]
+    return problems
+
+
+def _verify(index: StudyIndex, store: FeatureStore) -> None:
+    damaged = []
+    entries = [entry for entry in _entries(index) if store.has(*entry)]
+    with progress("entries") as bars:
+        task = bars.add_task("verify", total=len(entries), note="")
+        for entry in entries:
+            try:
+                store.verify(*entry)
+            except StoreError as error:
+                damaged.append(str(error))
+            bars.update(task, advance=1, note=f"{len(damaged)} damaged" if damaged else "")
+    if damaged:
+        raise StoreError("\n".join([f"{len(damaged)} of {len(entries)} entries are damaged:", *damaged]))
+
+
+def _entries(index: StudyIndex) -> list[tuple[Kind, str]]:
+    """Every entry of a study once, even where cases share it."""
+    return list(dict.fromkeys(entry for keys in index.keys.values() for entry in keys.entries()))
+
+
+def _count(index: StudyIndex, store: FeatureStore) -> tuple[dict[Kind, int], dict[Kind, int]]:
+    """How many entries of each kind are in the store, and how many are not."""
+    found = Counter((kind, store.has(kind, key)) for kind, key in _entries(index))
+    return {kind: found[kind, True] for kind in KINDS}, {kind: found[kind, False] for kind in KINDS}
+
+
+def _document(
+    store: FeatureStore,
+    index: StudyIndex,
+    computed: dict[Kind, int],
+    reused: dict[Kind, int],
+    missing: dict[Kind, int],
+) -> dict[str, Any]:
+    return {
+        "store": str(store.folder),
+        "study": index.study,
+        "computed": computed,
+        "reused": reused,
+        "missing": missing,
+        "bytes": sum(store.size(*entry) for entry in _entries(index) if store.has(*entry)),
+    }
+
+
+def _save_index(index: StudyIndex, store: FeatureStore) -> None:
+    try:
+        index.save(store)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write the index of {index.study} under {store.folder}: {error.strerror}; free disk space there "
+            "or choose a writable folder with --root"
+        ) from error
+
+
+if __name__ == "__main__":
+    from dropgen.__main__ import main
+
+    raise SystemExit(main(["precompute", *sys.argv[1:]]))

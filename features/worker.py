@@ -1,0 +1,122 @@
+"""What a precompute worker does to one case: prepare image and label, extract features, store what is missing."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dropgen import __version__
+from dropgen.config import Component
+from dropgen.errors import DropGenError, ResourceError, VolumeError
+from dropgen.features.extractors import build, extract
+from dropgen.features.index import CaseKeys, case_keys
+from dropgen.features.store import FeatureStore, Kind
+from dropgen.features.studies.prepare import Grid, Prepared, prepare, prepare_label
+from dropgen.features.studies.study import Case, Study
+from dropgen.features.studies.volume import read_mask, read_volume
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is missing of one case."""
+
+    case: Case
+    keys: CaseKeys
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all cases of a run share; sent to every worker once."""
+
+    store: Path
+    study: Study
+    extractor: Component | None
+    dtype: str
+    commit: str
+
+
+class Worker:
+    """One process that prepares volumes and extracts features, one case at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.set_num_threads(1)
+        self._recipe = recipe
+        self._store = FeatureStore(recipe.store)
+        self._extractor = None if recipe.extractor is None else build(recipe.extractor)
+
+    def run(self, work: Work) -> str | None:
+        """Writes a case's missing entries.
+
+        Returns:
+            What is wrong with the case; None when all is written.
+
+        Raises:
+            ResourceError: The store cannot be written to, so that no other case will fare better.
+        """
+        try:
+            self._write(work)
+        except ResourceError:
+            raise
+        except DropGenError as error:
+            return f"case {work.case.id}: {str(error).removeprefix(f'case {work.case.id}: ')}"
+        return None
+
+    def _write(self, work: Work) -> None:
+        case, keys, origin = work.case, work.keys, self._provenance(work.case)
+        prepared = self._prepared(work)
+        label = None
+        if "labels" in work.kinds and case.label is not None:
+            label = self._label(case, prepared.grid)
+        fingerprint = None if self._extractor is None else self._extractor.fingerprint
+        if case_keys(case, self._recipe.study.preparation, fingerprint, self._recipe.dtype) != keys:
+            raise VolumeError("its files changed since the run started; run the same command again")
+        if "volumes" in work.kinds:
+            self._store.put_volume(keys.volume, prepared, origin | {"source": str(case.image)})
+        if label is not None and keys.label is not None:
+            self._store.put_label(keys.label, label, origin | {"source": str(case.label), "volume": keys.volume})
+        if "features" in work.kinds and keys.features is not None and self._extractor is not None:
+            # A copy, because PyTorch warns about memory it must not write to.
+            features, stats = extract(self._extractor, np.array(prepared.unit))
+            made_by = {"volume": keys.volume, "extractor": fingerprint, "dtype": self._recipe.dtype}
+            self._store.put_features(
+                keys.features, features, stats, origin | {"source": str(case.image)} | made_by, self._recipe.dtype
+            )
+
+    def _prepared(self, work: Work) -> Prepared:
+        if "volumes" not in work.kinds and self._store.has("volumes", work.keys.volume):
+            return self._store.volume(work.keys.volume)
+        return prepare(read_volume(work.case.image), self._recipe.study.preparation, work.case.modality)
+
+    def _label(self, case: Case, grid: Grid) -> np.ndarray:
+        assert case.label is not None
+        label = prepare_label(read_mask(case.label), grid)
+        last = len(self._recipe.study.classes) - 1
+        if (highest := int(label.max())) > last:
+            raise VolumeError(f"{case.label}: label value {highest} is unknown; the classes are 0..{last}")
+        return label
+
+    def _provenance(self, case: Case) -> dict[str, Any]:
+        return {
+            "case": case.id,
+            "study": self._recipe.study.name,
+            "who": f"{_user()}@{socket.gethostname()}",
+            "version": __version__,
+            "commit": self._recipe.commit,
+            "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        return str(os.getuid())
