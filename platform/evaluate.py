@@ -15,11 +15,12 @@ if __name__ == "__main__":
 import argparse
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
 from dropgen import console
@@ -51,11 +52,16 @@ def held_out_cases(study: Study, rule: str) -> tuple[Case, ...]:
     return (*test, *unused)
 
 
-def evaluate_trial(bench: Workbench, trial: Trial) -> dict[str, Any]:
+def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Predicts and scores every held-out case of a trained trial.
 
     Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
     returns at once when that is there for the same bundle.
+
+    Args:
+        bench: The opened experiment.
+        trial: One of its trials.
+        on_case: Told how many of how many cases are done.
 
     Returns:
         `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
@@ -77,15 +83,14 @@ def evaluate_trial(bench: Workbench, trial: Trial) -> dict[str, Any]:
     segmenter = Segmenter.load(bundle, choose_device(bench.experiment.training.device))
     cases = held_out_cases(bench.study, bench.experiment.selection.rule)
     scores: list[tuple[Case, np.ndarray]] = []
-    with console.progress("cases") as bars:
-        task = bars.add_task(f"evaluate {trial.label}", total=len(cases), note="")
-        for case in cases:
-            image = read_volume(case.image)
-            mask = segmenter.predict(image, case.modality)
-            write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
-            if case.label is not None:
-                scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
-            bars.update(task, advance=1, note=case.id)
+    for done, case in enumerate(cases, start=1):
+        image = read_volume(case.image)
+        mask = segmenter.predict(image, case.modality)
+        write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
+        if case.label is not None:
+            scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
+        if on_case is not None:
+            on_case(done, len(cases))
     _write_cases(output / "cases.csv", scores, bench.study.classes)
     summary = summarise(scores, bench.study) | {
         "label": trial.label, "cases": len(cases), "scored": len(scores), "bundle": file_digest(bundle / SPEC_FILE),
@@ -128,8 +133,17 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     bench = Workbench.open(experiment, arguments.root)
     record = Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment))
-    with record.running():
-        summaries = {trial.label: evaluate_trial(bench, trial) for trial in trials}
+    summaries = {}
+    with record.running(), console.progress("cases") as bars:
+        for trial in trials:
+            bar = bars.add_task(trial.label, total=None, note="")
+
+            def show(done: int, total: int, bar: TaskID = bar) -> None:
+                bars.update(bar, completed=done, total=total)
+
+            summaries[trial.label] = evaluate_trial(bench, trial, show)
+            cases = summaries[trial.label]["cases"]
+            show(cases, cases)
     terminal = Console()
     with terminal.capture() as text:
         terminal.print(result_table(summaries, bench.study.train_domains))

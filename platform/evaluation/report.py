@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """One line of the table: the seeds of one method with one p."""
+    """One line of the table: the seeds of one method with one set of options."""
 
     name: str
     method: str
@@ -84,10 +84,10 @@ def write_report(
         page: The HTML file.
         experiment: Printed with the page, so that it can be run again.
         study: Where images and ground truth are.
-        rows: One per trial: `method, p, seed, steps, converged, val_dice, selected, source_dice, target_dice`
-            and `folder`, where the trial's `result.json` and `evaluation/` lie. Dice in 0..1.
+        rows: One per trial: `method, p, seed, steps, converged, val_dice, selected, source_dice, target_dice`,
+            the method's `options`, and `folder`, where the trial's `result.json` and `evaluation/` lie. Dice in 0..1.
         headline: The finding in one sentence.
-        context: Beyond the table: `seconds` per stage, `commit`, `command`, `versions`, and addresses.
+        context: Beyond the table: `computed_seconds` per stage, `commit`, `command`, `versions`, and addresses.
     """
     groups = group_rows(rows)
     chosen = next((group for group in groups if group.selected), max(groups, key=lambda group: group.lead["val_dice"]))
@@ -126,16 +126,22 @@ def write_report(
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """Puts the seeds of each method and p together, in order of first appearance."""
-    members: dict[tuple[str, Any], list[Row]] = {}
+    """Puts the seeds of each method with the same options together, in order of first appearance."""
+    members: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        members.setdefault((row["method"], row["p"]), []).append(row)
-    return [Group(method_name(method, p), method, tuple(found)) for (method, p), found in members.items()]
+        members.setdefault((row["method"], _name(row)), []).append(row)
+    return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
 
 
-def method_name(method: str, p: float | None) -> str:
+def _name(row: Row) -> str:
     """How people write it: "DropGen p = 0.5"."""
-    return NAMES.get(method, method) + ("" if p is None else f" p = {p:g}")
+    options = {"p": row["p"], **row["options"]}
+    said = ", ".join(
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in options.items()
+        if value is not None
+    )
+    return f"{NAMES.get(row['method'], row['method'])} {said}".strip()
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -323,8 +329,8 @@ def _facts(context: Mapping[str, Any]) -> Iterable[tuple[str, str, bool]]:
         yield "commit", str(context["commit"]), True
     if context.get("versions"):
         yield "versions", ", ".join(f"{name} {version}" for name, version in context["versions"].items()), False
-    if context.get("seconds"):
-        stages = context["seconds"]
+    if context.get("computed_seconds"):
+        stages = context["computed_seconds"]
         total = sum(stages.values())
         yield "time", f"{total:.0f} s: " + ", ".join(f"{name} {value:.0f} s" for name, value in stages.items()), False
     if context.get("peak_rss_mb"):

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import yaml
+
+from dropgen.config import to_json
+from dropgen.errors import CheckpointError
+from dropgen.features.studies.study import Case, Study
+from dropgen.features.studies.volume import read_mask, read_volume
+from dropgen.platform.evaluate import command, evaluate_trial, held_out_cases
+from dropgen.platform.evaluation.metrics import dice
+from dropgen.platform.segmenter import Segmenter
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "evaluation" / "cases.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_test_case_gets_a_mask_on_its_own_grid(evaluated) -> None:
+    folder = evaluated.bench.folder(evaluated.trials[1])
+    test = evaluated.bench.study.split("test")
+    assert {path.name for path in (folder / "evaluation" / "masks").iterdir()} == {f"{case.id}.nii.gz" for case in test}
+    orientations = set()
+    for case in test:
+        image, mask = read_volume(case.image), read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz")
+        assert mask.array.shape == image.array.shape
+        np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+        orientations.add(str(np.sign(image.affine[:3, :3].round(3))))
+    assert len(orientations) > 1
+
+
+def test_the_masks_and_scores_are_those_of_the_bundle(evaluated) -> None:
+    folder = evaluated.bench.folder(evaluated.trials[1])
+    segmenter = Segmenter.load(folder / "bundle")
+    scores = {(row["case"], row["class"]): row["dice"] for row in rows_of(folder)}
+    classes = evaluated.bench.study.classes
+    for case in evaluated.bench.study.split("test"):
+        mask = segmenter.predict(read_volume(case.image), case.modality)
+        written = read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz").array
+        np.testing.assert_array_equal(written, mask)
+        for name, value in zip(classes[1:], dice(mask, read_mask(case.label).array, len(classes)), strict=True):
+            assert float(scores[case.id, name] or "nan") == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
+def test_source_and_unseen_domains_are_told_apart(evaluated) -> None:
+    study, summary = evaluated.bench.study, evaluated.summaries[0]
+    domains = {case.domain for case in study.split("test")}
+    assert set(summary["domains"]) == domains
+    assert set(summary["target_dice"]) == domains - study.train_domains
+    (source,) = study.train_domains
+    assert summary["source_dice"] == summary["domains"][source]["mean"]
+    for domain, value in summary["target_dice"].items():
+        assert value == summary["domains"][domain]["mean"]
+        subjects = {case.subject for case in study.split("test") if case.domain == domain}
+        assert summary["domains"][domain]["n"] == len(subjects)
+
+
+def test_the_summary_is_the_mean_of_the_case_table(evaluated) -> None:
+    for trial, summary in zip(evaluated.trials, evaluated.summaries, strict=True):
+        rows = rows_of(evaluated.bench.folder(trial))
+        for domain, spread in summary["domains"].items():
+            cases = {row["case"] for row in rows if row["domain"] == domain}
+            means = [fmean(float(row["dice"]) for row in rows if row["case"] == case and row["dice"]) for case in cases]
+            assert spread["mean"] == pytest.approx(fmean(means), abs=1e-6)  # one case per subject in this study
+
+
+def test_nothing_in_the_summary_is_outside_json(evaluated) -> None:
+    text = (evaluated.bench.folder(evaluated.trials[0]) / "evaluation" / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(evaluated, tmp_path: Path) -> None:
+    bench = replace(evaluated.bench, root=tmp_path)
+    trial = evaluated.trials[0]
+    folder = bench.folder(trial)
+    shutil.copytree(evaluated.bench.folder(trial), folder)
+    path = folder / "evaluation" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source_dice": 0.123}))
+    calls: list[tuple[int, int]] = []
+    assert evaluate_trial(bench, trial, lambda *now: calls.append(now))["source_dice"] == 0.123
+    assert not calls
+    spec = folder / "bundle" / "segmenter.json"
+    record = json.loads(spec.read_text())
+    record["spec"]["overlap"] = 0.25
+    spec.write_text(json.dumps(record))
+    assert evaluate_trial(bench, trial, lambda *now: calls.append(now))["source_dice"] != 0.123
+    total = len(bench.study.split("test"))
+    assert calls == [(done, total) for done in range(1, total + 1)]
+
+
+def test_a_test_case_without_a_label_gets_a_mask_and_no_score(evaluated, tmp_path: Path) -> None:
+    first, *others = evaluated.bench.study.split("test")
+    study = replace(
+        evaluated.bench.study, cases=(*evaluated.bench.study.split("train"), replace(first, label=None), *others[:1])
+    )
+    index = evaluated.bench.index
+    bench = replace(evaluated.bench, root=tmp_path, study=study, index=index)
+    folder = bench.folder(evaluated.trials[0])
+    shutil.copytree(evaluated.bench.folder(evaluated.trials[0]), folder, ignore=shutil.ignore_patterns("evaluation"))
+    summary = evaluate_trial(bench, evaluated.trials[0])
+    assert (summary["cases"], summary["scored"]) == (2, 1)
+    assert (folder / "evaluation" / "masks" / f"{first.id}.nii.gz").exists()
+    assert first.id not in {row["case"] for row in rows_of(folder)}
+
+
+def test_an_untrained_trial_is_named_with_the_command(evaluated, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"dropgen train .*--method 'dropgen p=0\.25' --seed 1"):
+        evaluate_trial(replace(evaluated.bench, root=tmp_path), evaluated.trials[1])
+
+
+def case(name: str, domain: str, split: str) -> Case:
+    return Case(name, name, domain, None, split, Path(name), Path(name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "test_domain", "expected"),
+    [
+        ("target_validation", "new", {"t", "v-source"}),
+        ("source_validation", "new", {"t"}),
+        ("all_validation", "new", {"t"}),
+        ("target_validation", "source", {"t"}),
+    ],
+)
+def test_only_cases_that_selected_nothing_are_held_out(rule: str, test_domain: str, expected: set[str]) -> None:
+    cases = (case("a", "source", "train"), case("v-source", "source", "val"), case("v-new", "new", "val"))
+    study = Study(
+        "toy", ("background", "one"), (1, 1, 1), (16, 16, 16), "minmax", True, (*cases, case("t", test_domain, "test"))
+    )
+    assert {held.id for held in held_out_cases(study, rule)} == expected
+
+
+def test_the_verb_prints_a_table_and_one_document(
+    evaluated, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(to_json(evaluated.bench.experiment)))
+    arguments = argparse.Namespace(
+        experiment=path, root=evaluated.bench.root, overrides=(), method="erm", seed=None, json=False
+    )
+    document = command(arguments)
+    (entry,) = document["evaluations"]
+    assert entry["source_dice"] == evaluated.summaries[0]["source_dice"]
+    printed = capsys.readouterr().out
+    assert "unseen" in printed
+    for spread in entry["domains"].values():
+        assert f"{100 * spread['mean']:.1f}" in printed
+        assert math.isfinite(spread["mean"])
+    manifest = json.loads((evaluated.bench.root / "tiny" / "evaluate.manifest.json").read_text())
+    assert manifest["exit"] == "finished"
