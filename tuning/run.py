@@ -15,6 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+
 from dropgen.config import Experiment, load_experiment, to_json
 from dropgen.console import say
 from dropgen.features.cluster import connect
@@ -36,6 +38,7 @@ from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import headline, table_rows
 from dropgen.tuning.table import terminal
 
+PRECOMPUTE_WORKERS = 2
 PLACES = {
     "store": "Zarr store",
     "tracking_uri": "MLflow store",
@@ -189,7 +192,8 @@ def _precompute(
     def work() -> tuple[list[Path], Any]:
         if missing:
             join_ray()
-        precompute(experiment, study, root)
+            workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
+            precompute(experiment, study, root, workers, features=needed)
         return [root / "store"], {"cases": len(index.keys)}
 
     # An entry that was deleted from the store makes the stage due again.

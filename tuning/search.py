@@ -101,9 +101,8 @@ def search(
         error.document = document  # type: ignore[attr-defined]
         raise error
     if best is None:
-        raise ResourceError(
-            f"no trial of '{experiment.name}' finished within {minutes} minutes; the same command continues them"
-        )
+        limit = f" within {minutes:g} minutes" if minutes else ""
+        raise ResourceError(f"no trial of '{experiment.name}' finished{limit}; the same command continues them")
     return document
 
 

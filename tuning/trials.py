@@ -11,6 +11,8 @@ from typing import Any
 
 # Tune would swallow Ctrl-C and end as if the search were complete.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# Its newer output prints a table to stdout even when it is told to be silent.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
@@ -158,6 +160,9 @@ class _Watch(tune.Callback):
 
     def __init__(self, desk: Desk, space: Space | None) -> None:
         self._desk, self._space = desk, space
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune saves its callbacks; a screen and a database cannot be, and nothing restores them
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         own = _trial(trial.config, self._space)

@@ -11,7 +11,7 @@ from dropgen.config import Trial
 
 
 class View:
-    """One bar over the steps of all trials, with trials finished, where the latest stands, and the best so far.
+    """One bar over the steps of all trials, with the trials that have ended and the best Dice so far.
 
     Args:
         bars: Where the bar is drawn.
@@ -32,15 +32,15 @@ class View:
         self._at[trial.label] = metrics["step"]
         if metrics["validated_step"]:
             self._best = max(metrics["val_dice"], self._best or 0.0)
-        self._draw(f"{trial.label} at step {metrics['step']}/{self._steps}")
+        self._draw()
 
     def ended(self, trial: Trial) -> None:
         """A trial finished, or was given up early."""
         self._at[trial.label] = self._steps
         self._finished += 1
-        self._draw(f"{trial.label} ended")
+        self._draw()
 
-    def _draw(self, latest: str) -> None:
-        best = "" if self._best is None else f", best val Dice {100 * self._best:.1f}"
-        note = f"{self._finished}/{self._total} trials, {latest}{best}"
+    def _draw(self) -> None:
+        best = "" if self._best is None else f", val Dice {100 * self._best:.1f}"
+        note = f"{self._finished}/{self._total} trials{best}"
         self._bars.update(self._task, completed=sum(self._at.values()), note=note)

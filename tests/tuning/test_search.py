@@ -1,0 +1,242 @@
+"""Searches with real trials on a real Ray: nothing is run twice, nothing is lost, the best is registered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from dropgen.config import Experiment, to_json
+from dropgen.errors import CheckpointError, ConfigError, ResourceError
+from dropgen.manifest import read_json, write_json
+from dropgen.platform.tracking import Tracker, fetch
+from dropgen.platform.train import Workbench, trials_of
+from dropgen.tuning.search import exclusive, search
+from dropgen.tuning.trials import STOPPED
+from tests_support.tiny import tiny_experiment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GRID: dict[str, Any] = {"methods": [{"name": "dropgen", "p": [0, 0.25, 0.5]}]}
+NOWHERE = "127.0.0.1:1"  # connecting to it fails, so a search that returns did not start Ray
+
+
+def finished_files(experiment: Experiment, root: Path) -> dict[Path, int]:
+    """Results on disk with the time each was written."""
+    return {path: path.stat().st_mtime_ns for path in (root / experiment.name / "trials").glob("*/result.json")}
+
+
+def children(root: Path, experiment: Experiment) -> list[Any]:
+    client = Tracker(root).client
+    (mlflow_experiment,) = client.search_experiments(filter_string=f"name = '{experiment.name}'")
+    runs = client.search_runs([mlflow_experiment.experiment_id])
+    parents = {run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert len(parents) == 1
+    found = [run for run in runs if run.info.run_id not in parents]
+    assert {run.data.tags["mlflow.parentRunId"] for run in found} <= parents
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_grid_search_trains_every_trial_once_tracks_it_and_registers_the_best(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny_experiment(root, **GRID)
+    document = search(experiment, root)
+    assert len(document["trials"]) == 3
+    best = max(trial["val_dice"] for trial in document["trials"])
+    assert document["champion"]["val_dice"] == best
+    assert document["model_uri"] == "models:/tiny@champion"
+    assert read_json(fetch(root, "tiny") / "segmenter.json") == read_json(
+        Path(document["champion"]["bundle"]) / "segmenter.json"
+    )
+
+    runs = children(root, experiment)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.tags["p"] for run in runs) == ["0", "0.25", "0.5"]
+    client = Tracker(root).client
+    for run in runs:
+        (folder,) = (trial["folder"] for trial in document["trials"] if trial["key"] == run.data.tags["dropgen.key"])
+        curve = read_json(Path(folder) / "result.json")["curve"]
+        logged = client.get_metric_history(run.info.run_id, "val_dice")
+        assert [[point.step, point.value] for point in logged] == curve["validation"]
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [
+            step for step, _ in curve["loss"]
+        ]
+        assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {
+            "config.json", "trial.json", "result.json",
+        }  # fmt: skip
+    assert not (root / "tiny" / "tune").exists()
+
+    before = finished_files(experiment, root)
+    assert len(before) == 3
+    monkeypatch.setattr("dropgen.tuning.search.connect", lambda *_: pytest.fail("Ray was asked for with nothing to do"))
+    again = search(experiment, root)
+    assert again["champion"]["key"] == document["champion"]["key"]
+    assert finished_files(experiment, root) == before
+    assert len(children(root, experiment)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_broken_trial_is_named_with_its_cause_once_the_others_are_done(root: Path) -> None:
+    experiment = tiny_experiment(root, **GRID)
+    bench = Workbench.open(experiment, root)
+    broken = trials_of(experiment)[1]
+    checkpoint = bench.folder(broken) / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError) as caught:
+        search(experiment, root)
+    assert "trial 'dropgen p=0.25 seed=1' failed" in str(caught.value)
+    assert "is damaged" in str(caught.value)
+    assert caught.value.document is not None
+    assert caught.value.document["unfinished"] == ["dropgen p=0.25 seed=1"]
+    assert len(finished_files(experiment, root)) == 2
+    assert caught.value.document["model_uri"] == "models:/tiny@champion"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_process_is_killed_is_started_again_and_ends(root: Path) -> None:
+    training = {"steps": 200, "checkpoint_every": 5, "validate_every": 100}
+    experiment = tiny_experiment(root, methods=[{"name": "dropgen", "p": 0.5}], training=training)
+    bench = Workbench.open(experiment, root)
+    folder = bench.folder(trials_of(experiment)[0])
+    killed: list[int] = []
+
+    def kill() -> None:
+        if wait_for(lambda: (folder / "last.ckpt").exists()):
+            for process in psutil.Process().children(recursive=True):
+                if "ImplicitFunc" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    document = search(experiment, root, register=False)
+    killer.join()
+    assert killed
+    assert [trial["steps"] for trial in document["trials"]] == [200]
+    curve = read_json(folder / "result.json")["curve"]
+    assert [step for step, _ in curve["validation"]] == [100, 200]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_tpe_samples_within_the_range_and_counts_what_it_knows_when_resumed(root: Path) -> None:
+    methods = [{"name": "dropgen", "p": {"low": 0.1, "high": 0.6}}]
+    search_section = {"sampler": "tpe", "trials": 3}
+    experiment = tiny_experiment(root, methods=methods, search=search_section, seeds=[1, 2])
+    document = search(experiment, root, register=False)
+    explored = [trial for trial in document["trials"] if trial["seed"] == 1]
+    assert len({trial["p"] for trial in explored}) == 3
+    assert all(0.1 <= trial["p"] <= 0.6 for trial in explored)
+    second = [trial["p"] for trial in document["trials"] if trial["seed"] == 2]
+    assert second == [max(explored, key=lambda trial: trial["val_dice"])["p"]]
+    before = finished_files(experiment, root)
+
+    more = tiny_experiment(root, methods=methods, search={**search_section, "trials": 4}, seeds=[1, 2])
+    again = search(more, root, register=False)
+    assert len([trial for trial in again["trials"] if trial["seed"] == 1]) == 4
+    after = finished_files(more, root)
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_asha_leaves_a_note_in_the_folder_of_what_it_stops_and_does_not_run_it_again(root: Path) -> None:
+    # Nothing is learned at this rate, so trials differ in nothing but order, and ASHA stops what is not better.
+    training = {"steps": 18, "validate_every": 2, "learning_rate": 1e-2}
+    methods = [{"name": "dropgen", "p": [0, 0.2, 0.4, 0.6, 0.8]}]
+    experiment = tiny_experiment(
+        root, methods=methods, training=training, search={"scheduler": "asha", "concurrent": 1}
+    )
+    document = search(experiment, root, register=False)
+    bench = Workbench.open(experiment, root)
+    folders = [bench.folder(trial) for trial in trials_of(experiment)]
+    stopped = [read_json(folder / STOPPED) for folder in folders if (folder / STOPPED).exists()]
+    assert len(stopped) + len(document["trials"]) == 5
+    assert document["unfinished"] == []
+    for note in stopped:
+        assert 0 < note["step"] < 18
+        assert "ASHA" in note["why"]
+    before = finished_files(experiment, root)
+    search(experiment, root, register=False, address=NOWHERE)
+    assert finished_files(experiment, root) == before
+
+
+@pytest.mark.slow
+def test_a_search_whose_driver_is_killed_continues_without_repeating_finished_trials(root: Path) -> None:
+    experiment = tiny_experiment(root, **GRID, training={"steps": 60, "checkpoint_every": 5, "validate_every": 20})
+    file = root / "experiment.yaml"
+    file.write_text(yaml.safe_dump(to_json(experiment)))
+    command = [sys.executable, "tuning/search.py", str(file), "--root", str(root), "--search.concurrent=1"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with (root / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+        try:
+            assert wait_for(lambda: bool(finished_files(experiment, root)) or first.poll() is not None)
+        finally:
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+    before = finished_files(experiment, root)
+    assert 1 <= len(before) < 3, (root / "first.log").read_text()
+    second = subprocess.run(
+        [*command, "--json"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 0, second.stderr
+    after = finished_files(experiment, root)
+    assert len(after) == 3
+    assert {path: after[path] for path in before} == before
+    document = yaml.safe_load(second.stdout)
+    assert document["model_uri"] == "models:/tiny@champion"
+    assert {run.info.status for run in children(root, experiment)} == {"FINISHED"}
+    assert len(children(root, experiment)) == 3
+
+
+def test_an_early_stopped_trial_counts_as_done(root: Path) -> None:
+    experiment = tiny_experiment(root, methods=[{"name": "erm"}])
+    bench = Workbench.open(experiment, root)
+    folder = bench.folder(trials_of(experiment)[0])
+    write_json(folder / STOPPED, {"label": "erm seed=1", "step": 3, "val_dice": 0.1, "why": "ASHA"})
+    with pytest.raises(ResourceError, match="no trial of 'tiny' finished"):
+        search(experiment, root, address=NOWHERE)
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence_with_the_command(root: Path) -> None:
+    with pytest.raises(ResourceError, match="ray start --head"):
+        search(tiny_experiment(root, methods=[{"name": "erm"}]), root, address=NOWHERE)
+
+
+def test_p_out_of_range_is_refused_before_anything_is_written(root: Path) -> None:
+    with pytest.raises(ConfigError, match="1"):
+        search(tiny_experiment(root, methods=[{"name": "dropgen", "p": [0.5, 1.0]}]), root)
+    assert not (root / "tiny").exists()
+
+
+def test_two_searches_do_not_share_a_folder(tmp_path: Path) -> None:
+    lock = tmp_path / "search.lock"
+    with exclusive(lock), pytest.raises(ResourceError, match="another search"), exclusive(lock):
+        pass
+    with exclusive(lock):
+        pass
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dropgen.tuning.choice import champion, choose
+from dropgen.tuning.summary import headline, table_rows
+from dropgen.tuning.table import markdown, terminal
+
+Result = dict[str, Any]
+
+
+def result(method: str, p: float | None, seed: int, val: float, converged: bool = True) -> Result:
+    options = {} if p is None else {"p": p}
+    return {
+        "label": f"{method} {p} {seed}", "method": method, "options": options, "p": p, "seed": seed,
+        "key": f"{method}-{p}-{seed}", "steps": 10, "best_step": 10, "val_dice": val, "converged": converged,
+        "seconds": 1.0, "commit": "abc", "folder": f"/trials/{method}-{p}-{seed}",
+    }  # fmt: skip
+
+
+def evaluation(source: float | None, **targets: float | None) -> dict[str, Any]:
+    return {"source_dice": source, "target_dice": targets}
+
+
+def rows_of(*entries: tuple[Result, dict[str, Any]]) -> list[dict[str, Any]]:
+    return table_rows([found for found, _ in entries], {found["key"]: tested for found, tested in entries})
+
+
+ERM = (result("erm", None, 1, 0.5), evaluation(0.9, a=0.3, b=0.5))
+REP = (result("rep_only", None, 1, 0.7), evaluation(0.8, a=0.5, b=0.5))
+P0 = (result("dropgen", 0, 1, 0.6), evaluation(0.9, a=0.4, b=0.4))
+P5 = (result("dropgen", 0.5, 1, 0.8), evaluation(0.85, a=0.8, b=0.6))
+
+
+def test_the_mean_over_seeds_chooses_and_the_best_seed_is_the_champion() -> None:
+    results = [
+        result("dropgen", 0.25, 1, 0.9), result("dropgen", 0.25, 2, 0.1),
+        result("dropgen", 0.5, 1, 0.6), result("dropgen", 0.5, 2, 0.7),
+    ]  # fmt: skip
+    assert choose(results).method.label == "dropgen p=0.5"
+    assert champion(results)["key"] == "dropgen-0.5-2"
+
+
+def test_hyperparameters_with_fewer_seeds_do_not_compete() -> None:
+    results = [result("dropgen", 0.25, 1, 0.99), result("dropgen", 0.5, 1, 0.6), result("dropgen", 0.5, 2, 0.7)]
+    assert choose(results).method.label == "dropgen p=0.5"
+
+
+def test_a_better_baseline_is_not_the_champion_where_dropgen_takes_part_but_is_alone() -> None:
+    assert champion([ERM[0], REP[0] | {"val_dice": 0.99}, P5[0]])["method"] == "dropgen"
+    assert champion([ERM[0], REP[0]])["method"] == "rep_only"
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 0.25, 0.5]), st.integers(1, 3), st.floats(0, 1)), min_size=1))
+def test_selected_marks_exactly_the_rows_of_one_p(draws: list[tuple[float, int, float]]) -> None:
+    unique = {(p, seed): result("dropgen", p, seed, val) for p, seed, val in draws}
+    results = [ERM[0], *unique.values()]
+    rows = table_rows(results, {found["key"]: evaluation(0.5, a=0.5) for found in results})
+    chosen = {row["p"] for row in rows if row["selected"]}
+    assert len(chosen) == 1
+    assert all(row["selected"] == (row["method"] == "dropgen" and row["p"] in chosen) for row in rows)
+
+
+def test_rows_carry_p_for_dropgen_alone_and_dice_per_unseen_domain() -> None:
+    rows = rows_of(ERM, P0, P5)
+    assert [row["p"] for row in rows] == [None, 0, 0.5]
+    assert [row["selected"] for row in rows] == [False, False, True]
+    assert rows[2]["target_dice"] == {"a": 0.8, "b": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ((ERM, REP, P0, P5), "DropGen p = 0.5 gains 30.0 Dice points over ERM (40.0 to 70.0) on the mean of 2"),
+        ((ERM, REP, P0), "The chosen p is 0"),
+        ((ERM, REP, P0), "RepOnly wins with 50.0 Dice against 40.0 of DropGen p = 0"),
+        ((ERM, (P5[0], evaluation(0.9, a=0.1, b=0.1))), "ERM wins with 40.0 Dice against 10.0"),
+        ((REP, P5), "DropGen p = 0.5 reaches 70.0 Dice"),
+        ((ERM, REP), "RepOnly has the best validation Dice, 70.0"),
+        (((P5[0], evaluation(0.9, a=None)),), "no unseen domain has labels"),
+    ],
+)
+def test_the_headline_says_who_won_whoever_it_was(entries: Any, says: str) -> None:
+    assert says in headline(rows_of(*entries))
+
+
+def test_the_headline_counts_seeds() -> None:
+    second = (result("dropgen", 0.5, 2, 0.8), evaluation(0.85, a=0.6, b=0.6))
+    assert "2 seeds" in headline(rows_of(ERM, P5, second))
+    assert "one seed" in headline(rows_of(ERM, P5))
+
+
+def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() -> None:
+    late = (result("dropgen", 0.5, 2, 0.8, converged=False), evaluation(0.85, a=0.6, b=0.6))
+    rows = rows_of(ERM, P5, late)
+    text = terminal(rows)
+    assert "70.0 ± 10.0" in text  # a: 80 and 60
+    assert "not converged: 1 of 2" in text
+    page = markdown(
+        {"experiment": "demo", "headline": "It works.", "table": rows, "computed_seconds": {"search": 10.0}}
+    )
+    assert "| DropGen p = 0.5 (chosen) | 80.0 ± 0.0 | 85.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 65.0 ± 5.0 |" in page
+    assert "| ERM | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | yes |" in page
+    assert "It works." in page
+    assert "seeds 1, 2" in page
