@@ -27,7 +27,7 @@ class AxisSymmetry:
 
     def __call__(self, array: Array) -> Array:
         """Applies the symmetry to the last three axes; numpy in, numpy out; tensor in, tensor out."""
-        lead = array.ndim - 3
+        lead: int = len(array.shape) - 3
         axes = (*range(lead), *(lead + axis for axis in self.order))
         reverse = tuple(lead + axis for axis in range(3) if self.flips[axis])
         if isinstance(array, Tensor):

@@ -25,8 +25,6 @@ class Extractor(Protocol):
         channels: Number of feature channels C.
         multiple: Every axis must be divisible by this.
         min_size: Every axis must be at least this.
-        locality: Voxels beyond which the output does not depend on the input, given the statistics
-            of `fit`; "global" when there is no such distance.
         fingerprint: Covers weights, options and code version; keys the store.
     """
 
@@ -34,8 +32,11 @@ class Extractor(Protocol):
     channels: int
     multiple: int
     min_size: int
-    locality: int | Literal["global"]
     fingerprint: str
+
+    @property
+    def locality(self) -> int | Literal["global"]:
+        """Voxels beyond which the output does not depend on the input, given the statistics of `fit`."""
 
     def channel_permutation(self, symmetry: AxisSymmetry) -> tuple[int, ...] | None:
         """The P with `F(symmetry(x))[c] == symmetry(F(x))[P[c]]` exactly; None when there is none."""
@@ -61,7 +62,7 @@ def build(component: Component, device: str = "cpu") -> Extractor:
         raise ConfigError(f"unknown extractor '{component.name}'{closest(component.name, EXTRACTORS)}")
     factory = EXTRACTORS[component.name]
     options: dict[str, Any] = component.options
-    known = [name for name in factory.__init__.__annotations__ if name not in ("return", "device")]  # type: ignore[misc]
+    known = [name for name in factory.__init__.__annotations__ if name not in ("return", "device")]
     for key in options:
         if key not in known:
             raise ConfigError(f"unknown option '{key}' of extractor '{component.name}'{closest(key, known)}")

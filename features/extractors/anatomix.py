@@ -71,7 +71,7 @@ class Anatomix:
         if sha256 is not None and found != sha256.lower():
             raise WeightsError(f"{path} has sha256 {found}, but the configuration names {sha256}")
         self.tap = tap
-        self.locality: int = receptive_field(downs=4)
+        self.locality = receptive_field(downs=4)
         self.fingerprint = f"anatomix-v{VERSION}-tap{tap}-{found[:16]}"
         self.module = _Locked()
         _load(self.module.network, path)
@@ -95,8 +95,8 @@ def receptive_field(downs: int, convs: int = 2) -> int:
     """Voxels to one side that an output of the UNet family can depend on."""
     reach = 1
     for level in range(downs + 1):
-        reach += (convs + (2 if level < downs else 0)) * 2**level + (2**level if level else 0)
-    return reach + 2**downs
+        reach += (convs + (2 if level < downs else 0)) * (1 << level) + (1 << level if level else 0)
+    return reach + (1 << downs)
 
 
 def _find(weights: str | None) -> Path:
@@ -124,4 +124,6 @@ def _load(network: UNet, path: Path) -> None:
         network.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in state.items()}, strict=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path} is not the anatomix checkpoint (115 entries, 1 to 16 channels): {reason}") from error
+        raise WeightsError(
+            f"{path} is not the anatomix checkpoint (115 entries, 1 to 16 channels): {reason}"
+        ) from error

@@ -41,7 +41,8 @@ class Mind:
     min_size = 1
 
     def __init__(self, dilations: Sequence[int] = (1,), device: str = "cpu") -> None:
-        if not dilations or any(not isinstance(d, int) or d < 1 for d in dilations):
+        values: Sequence[object] = dilations  # a YAML file may hold anything
+        if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise ConfigError(f"mind: dilations = {dilations!r} must be whole numbers of voxels, each at least 1")
         self.dilations = tuple(dilations)
         self.channels = len(PAIRS) * len(self.dilations)

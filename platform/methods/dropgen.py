@@ -39,8 +39,9 @@ class DropGen:
     source: ClassVar[str] = "the DropGen paper (later: MaskGen), channel dropout over image and features"
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 <= self.p < 1:
-            raise ConfigError(f"dropgen: p = {self.p!r} must be a number of at least 0 and below 1")
+        p: object = self.p  # a YAML file may hold anything
+        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p < 1:
+            raise ConfigError(f"dropgen: p = {p!r} must be a number of at least 0 and below 1")
         if self.min_keep not in (0, 1):
             raise ConfigError(f"dropgen: min_keep = {self.min_keep!r} must be 0 or 1")
 
@@ -56,7 +57,7 @@ class DropGen:
         return kept
 
     def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
-        """u = [x; r]."""
+        """The concatenation u = [x; r]."""
         assert features_bcxyz is not None
         return torch.cat((image_b1xyz, features_bcxyz), dim=1)
 

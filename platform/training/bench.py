@@ -29,9 +29,7 @@ def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
 def _grid(method: Component) -> list[Component]:
     names = list(method.options)
     values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
-    return [
-        Component.of(method.name, **dict(zip(names, choice, strict=True))) for choice in itertools.product(*values)
-    ]
+    return [Component.of(method.name, **dict(zip(names, choice, strict=True))) for choice in itertools.product(*values)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Workbench:
         extractor = build_extractor(experiment.features.extractor) if needed else None
         store = FeatureStore(root / "store")
         stored = extractor if experiment.features.source == "stored" else None
-        index = StudyIndex.of(study, stored, experiment.features.dtype)
+        index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
         return cls(experiment, root, study, store, extractor, index)
 

@@ -50,7 +50,7 @@ def train_distributed(
                 name=bench.key(trial),
                 storage_path=str(bench.root / bench.experiment.name / "ray"),
                 failure_config=FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Reports(on_progress)],
+                callbacks=[_Reports(on_progress)],  # type: ignore[list-item]
             ),
         )  # fmt: skip
         try:

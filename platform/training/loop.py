@@ -100,9 +100,7 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
     """
     training = task.training
     network = task.network.to(task.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=training.steps)
     start, history = _restore(task, network, optimizer, scheduler)
     wrapped = workers.wrap(network)
@@ -179,9 +177,7 @@ def _save(
     )
 
 
-def _restore(
-    task: Task, network: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-) -> tuple[int, History]:
+def _restore(task: Task, network: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[int, History]:
     state = load_checkpoint(task.folder / "last.ckpt")
     if state is None:
         return 0, History()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dropgen.config import Trial, to_json
 from dropgen.errors import ConfigError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
-from dropgen.platform.evaluation.metrics import case_dice, mean_dice
+from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import build_predictor
@@ -72,7 +73,7 @@ def run_trial(
 
 
 def choose_device(wanted: str) -> str:
-    """ "auto" is CUDA where there is one, else the CPU.
+    """Turns "auto" into CUDA where there is one, else the CPU.
 
     Raises:
         ConfigError: CUDA is asked for and not there.
@@ -89,6 +90,7 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
     extractor = bench.extractor if method.needs_features else None
     return SegmenterSpec(
         name=f"{experiment.name} {trial.label}",
+        study=study.name,
         classes=study.classes,
         spacing=study.spacing,
         crop=study.crop,
@@ -102,9 +104,7 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
     )
 
 
-def _batches(
-    bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str
-) -> Batches:
+def _batches(bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str) -> Batches:
     training = bench.experiment.training
     cases = bench.study.split("train")
     plan = SamplePlan(
@@ -132,11 +132,11 @@ def _batches(
 def _validate(bench: Workbench, segmenter: Segmenter, method: Method, workers: Workers) -> float:
     """Mean Dice over the validation cases that the selection rule names, shared among the ranks."""
     cases = validation_cases(bench.study, bench.experiment.selection.rule)
-    mine = [(case.subject, _score(bench, segmenter, method, case)) for case in cases[workers.rank :: workers.size]]
+    mine = [(case, _score(bench, segmenter, method, case)) for case in cases[workers.rank :: workers.size]]
     return mean_dice([scored for share in workers.gather(mine) for scored in share])
 
 
-def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> list[float]:
+def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> np.ndarray:
     keys = bench.index.keys[case.id]
     assert keys.label is not None
     features = None
@@ -145,12 +145,10 @@ def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -
         x, y, z = (slice(0, size) for size in stored.shape)
         features = stored.read(range(stored.channels), (x, y, z))
     mask = segmenter.predict_prepared(bench.store.volume(keys.volume), features)
-    return case_dice(mask, bench.store.label(keys.label), len(bench.study.classes))
+    return dice(mask, bench.store.label(keys.label), len(bench.study.classes))
 
 
-def _result(
-    bench: Workbench, trial: Trial, method: Method, history: History, seconds: float
-) -> dict[str, Any]:
+def _result(bench: Workbench, trial: Trial, method: Method, history: History, seconds: float) -> dict[str, Any]:
     folder = bench.folder(trial)
     steps = bench.experiment.training.steps
     best_step, val_dice = history.best
@@ -168,7 +166,10 @@ def _result(
         "seconds": round(seconds, 2),
         "train_seconds": round(history.train_seconds, 2),
         "data_wait": round(history.data_wait, 4),
-        "curve": {"loss": history.losses, "validation": history.validation},
+        "curve": {
+            "loss": [[*entry] for entry in history.losses],
+            "validation": [[*entry] for entry in history.validation],
+        },
         "bundle": str(folder / "bundle"),
         "folder": str(folder),
         "commit": git_commit(),

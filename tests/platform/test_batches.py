@@ -1,0 +1,130 @@
+"""Batches: one geometry on image, label and features; masks known before reading; noise on the image only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dropgen.config import Component
+from dropgen.features.extractors.mind import Mind
+from dropgen.features.symmetry import SYMMETRIES, AxisSymmetry
+from dropgen.platform.methods import build
+from dropgen.platform.methods.dropgen import DropGen
+from dropgen.platform.train import Workbench
+from dropgen.platform.training.augment import add_noise, warp
+from dropgen.platform.training.batches import Batches, Prefetched
+from dropgen.platform.training.plan import Sample, SamplePlan
+from tests_support.tiny import tiny_bench
+
+CHANNELS = 12
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return tiny_bench(tmp_path_factory.mktemp("bench"))
+
+
+def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: object) -> Batches:
+    method = build(Component.of("dropgen", p=p))
+    cases = bench.study.split("train")
+    shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases}
+    plan = SamplePlan(
+        1, shapes, changes.pop("crop", (16, 16, 16)), lambda g: method.plan(g, CHANNELS), True, False, 0.5
+    )  # type: ignore[arg-type]
+    augmentation = bench.experiment.training.augmentation.model_copy(update={"intensity": False} | changes)
+    keys = {case.id: bench.index.keys[case.id] for case in cases}
+    return Batches(plan, (0, 1), method, bench.store, keys, Mind(), stored, augmentation, "cpu")
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_stored_features_equal_online_ones_when_the_crop_is_the_volume(bench: Workbench, step: int) -> None:
+    whole = (20, 20, 20)
+    stored = batches(bench, crop=whole).at(step)
+    online = batches(bench, crop=whole, stored=False).at(step)
+    assert torch.equal(stored.image_b1xyz, online.image_b1xyz)
+    assert stored.features_bcxyz is not None
+    assert online.features_bcxyz is not None
+    assert torch.allclose(stored.features_bcxyz, online.features_bcxyz, atol=2e-4)
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES[::5], ids=str)
+def test_a_replayed_symmetry_gives_the_features_of_the_turned_volume(bench: Workbench, symmetry: AxisSymmetry) -> None:
+    maker = batches(bench)
+    case = next(iter(maker.keys))
+    sample = Sample(case, (0, 0, 0), (20, 20, 20), symmetry, None, np.ones(13, bool), 0)
+    whole = dataclasses.replace(maker, plan=dataclasses.replace(maker.plan, crop=(20, 20, 20)))
+    unit = torch.from_numpy(bench.store.volume(maker.keys[case].volume).unit.copy())[None, None]
+    expected = Mind()(symmetry(unit), Mind().fit(unit))[0]
+    assert torch.allclose(whole._stored_features(sample), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
+def test_reading_only_survivors_gives_the_loss_of_dropping_after_reading(bench: Workbench, p: float) -> None:
+    batch = batches(bench, p).at(3)
+    everything = dataclasses.replace(batches(bench, p), plan=dataclasses.replace(
+        batches(bench, p).plan, mask=lambda generator: DropGen(p=p).plan(generator, CHANNELS) | True))  # fmt: skip
+    full = everything.at(3)
+    assert full.features_bcxyz is not None
+    assert batch.features_bcxyz is not None
+    dropped = full.features_bcxyz * batch.kept_bc[:, 1:, None, None, None]
+    assert torch.equal(batch.features_bcxyz, dropped)
+
+
+def test_dropped_channels_are_never_read(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    kind = type(bench.store.features(next(iter(bench.index.keys.values())).features or ""))
+    original = kind.read
+    monkeypatch.setattr(
+        kind, "read", lambda self, channels, box: read.append(len(channels)) or original(self, channels, box)
+    )  # type: ignore[func-returns-value]
+    maker = batches(bench, p=0.75)
+    batch = maker.at(0)
+    assert sum(read) == int(batch.kept_bc[:, 1:].sum())
+
+
+def test_a_constant_field_keeps_its_value_under_an_affine_map() -> None:
+    matrix = np.array([[0.9, 0.3, 0], [-0.3, 0.9, 0.1], [0, 0, 1.1]])
+    moved = warp(torch.ones(3, 8, 10, 6), matrix, torch.ones(3))
+    assert torch.allclose(moved, torch.ones(3, 8, 10, 6))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (8, 8, 5)])
+def test_a_quarter_turn_as_an_affine_map_equals_the_exact_symmetry(shape: tuple[int, int, int]) -> None:
+    crop = torch.rand(2, *shape)
+    turn = AxisSymmetry((1, 0, 2), (True, False, False))
+    matrix = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    assert torch.allclose(warp(crop, matrix, torch.zeros(2)), turn(crop), atol=1e-5)
+
+
+def test_noise_is_a_function_of_its_seed_and_stays_in_the_unit_scale() -> None:
+    unit = torch.rand(1, 16, 16, 16)
+    one, two, other = add_noise(unit, 5, 1.0), add_noise(unit, 5, 1.0), add_noise(unit, 6, 1.0)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert one.min() >= 0
+    assert one.max() <= 1
+
+
+def test_intensity_noise_leaves_stored_features_and_labels_alone(bench: Workbench) -> None:
+    clean, noisy = batches(bench).at(2), batches(bench, intensity=True, probability=1.0).at(2)
+    assert not torch.equal(clean.image_b1xyz, noisy.image_b1xyz)
+    assert torch.equal(clean.label_b1xyz, noisy.label_b1xyz)
+    assert clean.features_bcxyz is not None
+    assert noisy.features_bcxyz is not None
+    assert torch.equal(clean.features_bcxyz, noisy.features_bcxyz)
+
+
+def test_prefetched_batches_come_in_order_and_equal_the_direct_ones(bench: Workbench) -> None:
+    maker = batches(bench, p=0.5)
+    for step, batch in Prefetched(maker, 2, 6):
+        assert torch.equal(batch.image_b1xyz, maker.at(step).image_b1xyz)
+
+
+def test_an_error_while_loading_reaches_the_training_loop(bench: Workbench) -> None:
+    broken = dataclasses.replace(batches(bench), keys={})
+    with pytest.raises(KeyError):
+        list(Prefetched(broken, 0, 2))

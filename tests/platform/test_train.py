@@ -1,0 +1,225 @@
+"""Trials: exact on resume whatever moment the process dies at, finished once, refused when they cannot work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dropgen.config import Component, Trial
+from dropgen.errors import CheckpointError, ConfigError, DivergenceError, StoreError
+from dropgen.features.store import FeatureStore
+from dropgen.manifest import read_json
+from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
+from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
+from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DROPGEN = Trial(method=Component.of("dropgen", p=0.5), seed=1)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return tiny_bench(tmp_path)
+
+
+def test_a_finished_trial_leaves_a_bundle_a_result_and_its_curve(bench: Workbench) -> None:
+    seen: list[Progress] = []
+    result = train_trial(bench, DROPGEN, seen.append)
+    assert [step for step, _ in result["curve"]["validation"]] == [3, 6]
+    assert result["best_step"] in (3, 6)
+    assert result["val_dice"] == max(dice for _, dice in result["curve"]["validation"])
+    assert (Path(result["bundle"]) / "weights.safetensors").is_file()
+    assert (result["method"], result["p"], result["seed"], result["steps"]) == ("dropgen", 0.5, 1, 6)
+    assert 0 <= result["data_wait"] < 1
+    assert seen[-1].step == 6
+
+
+def test_a_finished_trial_is_not_trained_again(bench: Workbench) -> None:
+    first = train_trial(bench, DROPGEN)
+    seen: list[Progress] = []
+    assert train_trial(bench, DROPGEN, seen.append) == first
+    assert not seen
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        bench = tiny_bench(tmp_path, name=name, seeds=[seed])
+        folder = Path(train_trial(bench, trials_of(bench.experiment)[0])["folder"])
+        weights.append(digest_of(folder / "last.ckpt"))
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize("source", ["stored", "online"])
+@pytest.mark.parametrize("method", ["erm", "rep_only", "dropgen"])
+def test_every_method_trains_with_stored_and_online_features(tmp_path: Path, method: str, source: str) -> None:
+    bench = tiny_bench(tmp_path, methods=[{"name": method}], features={"source": source}, training={"steps": 2})
+    assert train_trial(bench, trials_of(bench.experiment)[0])["steps"] == 2
+
+
+def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
+    experiment = tiny_experiment(tmp_path, methods=methods, seeds=[1, 2])
+    assert [trial.label for trial in trials_of(experiment)] == [
+        "erm seed=1", "erm seed=2", "dropgen p=0 seed=1", "dropgen p=0 seed=2", "dropgen p=0.5 seed=1",
+        "dropgen p=0.5 seed=2",
+    ]  # fmt: skip
+    assert [trial.seed for trial in choose_trials(experiment, "erm", 2)] == [2]
+    with pytest.raises(ConfigError, match="did you mean 'dropgen p=0.5'"):
+        choose_trials(experiment, "dropgen p=.5", None)
+
+
+def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="dropgen precompute"):
+        Workbench.open(tiny_experiment(tmp_path), tmp_path)
+
+
+def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"crop axis x = 16 voxels.*divisible by 32"):
+        tiny_bench(tmp_path, network={"downs": 5})
+
+
+def test_a_divergent_loss_names_step_method_and_last_finite_loss(tmp_path: Path) -> None:
+    bench = tiny_bench(tmp_path, training={"learning_rate": 1e30, "validate_every": 6})
+    with pytest.raises(DivergenceError, match=r"dropgen: loss is \S+ at step \d+; .*learning_rate"):
+        train_trial(bench, DROPGEN)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(bench: Workbench) -> None:
+    folder = bench.folder(DROPGEN)
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"last.ckpt is damaged"):
+        train_trial(bench, DROPGEN)
+
+
+def test_a_trials_key_covers_data_settings_and_seed_but_not_an_unused_extractor(tmp_path: Path) -> None:
+    bench = tiny_bench(tmp_path, methods=[{"name": "erm"}, {"name": "dropgen"}])
+    erm, dropgen = (Trial(method=Component.of(name), seed=1) for name in ("erm", "dropgen"))
+    faster = tiny_bench(tmp_path, training={"learning_rate": 0.5})
+    assert bench.key(dropgen) != faster.key(dropgen)
+    assert bench.key(dropgen) != bench.key(dropgen.model_copy(update={"seed": 2}))
+    other = tiny_experiment(tmp_path, features={"dtype": "float16"})
+    fill_store(other, tmp_path)
+    half = Workbench.open(other, tmp_path)
+    assert half.key(erm) == bench.key(erm)
+    assert half.key(dropgen) != bench.key(dropgen)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests_support.tiny import tiny_bench
+from dropgen.platform.train import train_trial, trials_of
+bench = tiny_bench(Path({root!r}), name={name!r}, training={training!r})
+train_trial(bench, trials_of(bench.experiment)[0], lambda now: print(now.step, flush=True))
+"""
+
+
+def child(root: Path, name: str) -> subprocess.Popen[str]:
+    training = {"steps": 40, "validate_every": 20, "checkpoint_every": 1}
+    code = CHILD.format(tests=str(REPOSITORY / "tests"), root=str(root), name=name, training=training)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def digest_of(checkpoint: Path) -> str:
+    """One hash over every tensor and number of a checkpoint but the wall-clock times."""
+    hasher = hashlib.sha256()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            hasher.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                if key not in ("train_seconds", "wait_seconds"):
+                    hasher.update(str(key).encode())
+                    walk(entry)
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                walk(entry)
+        else:
+            hasher.update(repr(value).encode())
+
+    walk(load_checkpoint(checkpoint))
+    return hasher.hexdigest()
+
+
+@pytest.mark.slow
+def test_forty_steps_equal_any_number_of_kills_in_between_byte_for_byte(tmp_path: Path) -> None:
+    undisturbed = child(tmp_path, "whole")
+    assert undisturbed.wait(timeout=200) == 0
+    generator = random.Random(4)
+    kills = 0
+    for _ in range(30):
+        process = child(tmp_path, "killed")
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if first and kills < 4:
+            # With a checkpoint every step, a random moment is as often inside the writing of one as not.
+            for _ in range(generator.randrange(8)):
+                process.stdout.readline()
+            time.sleep(generator.random() * 0.03)
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            continue
+        process.stdout.read()
+        assert process.wait(timeout=200) == 0
+        break
+    assert kills >= 3
+    whole, killed = (next((tmp_path / name / "trials").iterdir()) for name in ("whole", "killed"))
+    assert digest_of(whole / "last.ckpt") == digest_of(killed / "last.ckpt")
+    assert (whole / "bundle/weights.safetensors").read_bytes() == (killed / "bundle/weights.safetensors").read_bytes()
+    assert read_json(whole / "result.json")["curve"] == read_json(killed / "result.json")["curve"]
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_last_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from dropgen.platform.training.checkpoint import save_checkpoint\n"
+        "step = 0\n"
+        "while True:\n"
+        "    step += 1\n"
+        "    save_checkpoint(Path(sys.argv[1]), {'step': step, 'weights': torch.full((4_000_000,), float(step))})\n"
+        "    print(step, flush=True)\n"
+    )
+    generator = random.Random(1)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(generator.random() * 0.1)
+        process.kill()
+        process.wait()
+        state = load_checkpoint(path)
+        assert state is not None
+        assert torch.equal(state["weights"], torch.full((4_000_000,), float(state["step"])))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Exception, match="cannot write checkpoint"):
+        save_checkpoint(tmp_path / "file" / "last.ckpt", {"step": 1})
+
+
+def test_the_store_is_opened_once_and_read_only(bench: Workbench) -> None:
+    volume = FeatureStore(bench.root / "store").volume(next(iter(bench.index.keys.values())).volume)
+    assert not volume.unit.flags.writeable
