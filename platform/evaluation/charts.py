@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,6 +53,7 @@ def curves(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure
         _style(axis)
         axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=8)
         axis.set_xlabel("step", fontsize=9, color=MUTED)
+        axis.set_xlim(left=0)
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(len(drawn), 6), frameon=False,
         fontsize=9, labelcolor=INK,
@@ -108,7 +110,9 @@ def line_styles(entries: Sequence[tuple[str, str]]) -> dict[str, tuple[str, Any]
 def data_uri(figure: Figure, kind: str) -> str:
     """The figure as a `data:` address, "svg" for charts and "png" for pictures of voxels."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else {})
+    metadata = {"Date": None} if kind == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "dropgen"}):  # else two drawings of the same data differ in their ids
+        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

@@ -15,7 +15,7 @@ from dropgen.features.studies.geometry import ras_grid, spacing_of, to_ras
 from dropgen.features.studies.volume import Volume
 
 COLOURS = ("#e4572e", "#2a9d8f", "#f2b134", "#5b8fd6", "#b35fc4", "#8ac926", "#ff8fa3", "#7f5539")
-INK, MUTED, PAPER = "#1d2733", "#66727f", "#ffffff"
+INK, MUTED, RULE, PAPER = "#1d2733", "#66727f", "#d5dade", "#ffffff"
 WINDOW = (1.0, 99.5)  # percentiles of the slice shown as black and white
 MARGIN = 0.22  # of a slice's side, kept around everything that is labelled
 PANEL_INCHES = 2.05
@@ -63,7 +63,7 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
                 _draw_mask(axis, mask, aspect)
             axis.set_xlabel(picture.notes.get(column, ""), fontsize=8.5, color=MUTED, labelpad=3)
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            axis.spines[:].set(color=RULE, linewidth=0.8)
         row[0].set_ylabel(picture.title, fontsize=9.5, color=INK, labelpad=8)
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column, fontsize=10, color=INK, pad=6)
@@ -93,20 +93,25 @@ def _slices(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]
         return plane[:, ::-1] if right == 0 else plane
 
     planes = {name: view(mask) for name, mask in masks.items()}
-    box = _box([plane for plane in planes.values() if plane.any()], view(image).shape)
+    labelled = np.any(np.stack([np.zeros(view(image).shape, bool), *[plane > 0 for plane in planes.values()]]), axis=0)
+    box = _square(labelled, (float(spacing[up]), float(spacing[right])))
     aspect = float(spacing[up] / spacing[right])
     return view(image)[box], {name: plane[box] for name, plane in planes.items()}, aspect
 
 
-def _box(planes: Sequence[np.ndarray], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    if not planes:
+def _square(labelled: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
+    """The square, in mm, around everything labelled, with a margin; the whole slice where nothing is."""
+    if not labelled.any():
         return slice(None), slice(None)
-    labelled = np.any(np.stack(planes) > 0, axis=0)
+    ends = [np.flatnonzero(labelled.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
+    sides = [size * step for size, step in zip(labelled.shape, spacing, strict=True)]
+    extent = max((last - first + 1) * step for (first, last), step in zip(ends, spacing, strict=True))
+    side = max(extent, min(extent + 2 * MARGIN * min(sides), *sides))
     box = []
-    for axis, size in enumerate(shape):
-        hits = np.flatnonzero(labelled.any(axis=1 - axis))
-        margin = round(MARGIN * size)
-        box.append(slice(max(int(hits[0]) - margin, 0), int(hits[-1]) + margin + 1))
+    for (first, last), step, size in zip(ends, spacing, labelled.shape, strict=True):
+        length = min(round(side / step), size)
+        start = min(max(round((first + last + 1 - length) / 2), 0), size - length)
+        box.append(slice(start, start + length))
     return box[0], box[1]
 
 

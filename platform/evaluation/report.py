@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import jinja2
+import numpy as np
 import yaml
 
 from dropgen import __version__, console
@@ -194,8 +195,9 @@ def _points(value: float | None) -> str:
 
 
 def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
+    method, _, options = chosen.name.partition(" ")
     cards = [
-        {"value": chosen.name, "caption": "chosen by validation Dice"},
+        {"value": method, "caption": f"{options + ', ' if options else ''}chosen by validation Dice"},
         {"value": _points(chosen.spread("unseen").mean), "caption": "Dice on unseen domains"},
         {"value": _points(chosen.spread("source_dice").mean), "caption": "Dice on the source domain"},
     ]
@@ -279,7 +281,8 @@ def _training_note(rows: Sequence[Row]) -> str:
     steps = sorted({row["steps"] for row in rows})
     late = sum(not row["converged"] for row in rows)
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    return f"{len(rows)} runs of {span} steps; {late or 'none'} of them {'is' if late == 1 else 'are'} not converged."
+    what = "the last 20% of the steps added less than one point of validation Dice"
+    return f"{len(rows)} runs of {span} steps; {len(rows) - late} of them converged: {what}."
 
 
 def _pictures(
@@ -290,22 +293,31 @@ def _pictures(
         return None, ""
     shown = {0: "best", len(ranked) // 2: "median", len(ranked) - 1: "worst"}
     compared = [*[group for group in groups if group.method == "erm" and group is not chosen][:1], chosen]
-    others = {group.name: {case.case: case for case in _scored_cases(Path(group.lead["folder"]))} for group in compared}
-    pictures = []
-    for place, word in shown.items():
-        entry = cases[ranked[place].case]
-        assert entry.label is not None
-        masks = {"ground truth": read_mask(entry.label).array}
-        notes = {}
-        for group in compared:
-            masks[group.name] = read_mask(Path(group.lead["folder"]) / "evaluation/masks" / f"{entry.id}.nii.gz").array
-            notes[group.name] = f"Dice {_points(others[group.name][entry.id].mean)}"
-        pictures.append(Picture(f"{word}: {entry.id}\n{entry.domain}", read_volume(entry.image), masks, notes))
+    folders = {group.name: Path(group.lead["folder"]) for group in compared}
+    pictures = [case_picture(word, cases[ranked[place].case], folders) for place, word in shown.items()]
     note = (
         f"Of {len(ranked)} labelled test cases, ranked by the mean Dice of {chosen.name} (seed {chosen.lead['seed']})."
         " The slice shown is the one with most ground truth; Dice is that of the whole volume."
     )
     return charts.data_uri(overlay(pictures, study.classes), "png"), note
+
+
+def case_picture(title: str, case: Case, folders: Mapping[str, Path]) -> Picture:
+    """A row for `overlay`: ground truth, then each model's mask with its Dice.
+
+    Args:
+        title: Stands before the case's id and domain.
+        case: A labelled case that was evaluated.
+        folders: Column title to the folder of an evaluated trial.
+    """
+    assert case.label is not None
+    masks: dict[str, np.ndarray | None] = {"ground truth": read_mask(case.label).array}
+    notes = {}
+    for name, folder in folders.items():
+        masks[name] = read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz").array
+        (score,) = [scored for scored in _scored_cases(folder) if scored.case == case.id]
+        notes[name] = f"Dice {_points(score.mean)}"
+    return Picture(f"{title}: {case.id}\n{case.domain}", read_volume(case.image), masks, notes)
 
 
 def _case_row(case: _ScoredCase, classes: Sequence[str]) -> dict[str, Any]:

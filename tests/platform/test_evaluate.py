@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_test_case_gets_a_mask_on_its_own_grid(evaluated) -> None:
+def test_every_test_case_gets_a_mask_on_its_own_grid(evaluated: Any) -> None:
     folder = evaluated.bench.folder(evaluated.trials[1])
     test = evaluated.bench.study.split("test")
     assert {path.name for path in (folder / "evaluation" / "masks").iterdir()} == {f"{case.id}.nii.gz" for case in test}
@@ -40,7 +41,7 @@ def test_every_test_case_gets_a_mask_on_its_own_grid(evaluated) -> None:
     assert len(orientations) > 1
 
 
-def test_the_masks_and_scores_are_those_of_the_bundle(evaluated) -> None:
+def test_the_masks_and_scores_are_those_of_the_bundle(evaluated: Any) -> None:
     folder = evaluated.bench.folder(evaluated.trials[1])
     segmenter = Segmenter.load(folder / "bundle")
     scores = {(row["case"], row["class"]): row["dice"] for row in rows_of(folder)}
@@ -53,7 +54,7 @@ def test_the_masks_and_scores_are_those_of_the_bundle(evaluated) -> None:
             assert float(scores[case.id, name] or "nan") == pytest.approx(value, abs=1e-6, nan_ok=True)
 
 
-def test_source_and_unseen_domains_are_told_apart(evaluated) -> None:
+def test_source_and_unseen_domains_are_told_apart(evaluated: Any) -> None:
     study, summary = evaluated.bench.study, evaluated.summaries[0]
     domains = {case.domain for case in study.split("test")}
     assert set(summary["domains"]) == domains
@@ -66,7 +67,7 @@ def test_source_and_unseen_domains_are_told_apart(evaluated) -> None:
         assert summary["domains"][domain]["n"] == len(subjects)
 
 
-def test_the_summary_is_the_mean_of_the_case_table(evaluated) -> None:
+def test_the_summary_is_the_mean_of_the_case_table(evaluated: Any) -> None:
     for trial, summary in zip(evaluated.trials, evaluated.summaries, strict=True):
         rows = rows_of(evaluated.bench.folder(trial))
         for domain, spread in summary["domains"].items():
@@ -75,12 +76,12 @@ def test_the_summary_is_the_mean_of_the_case_table(evaluated) -> None:
             assert spread["mean"] == pytest.approx(fmean(means), abs=1e-6)  # one case per subject in this study
 
 
-def test_nothing_in_the_summary_is_outside_json(evaluated) -> None:
+def test_nothing_in_the_summary_is_outside_json(evaluated: Any) -> None:
     text = (evaluated.bench.folder(evaluated.trials[0]) / "evaluation" / "summary.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(evaluated, tmp_path: Path) -> None:
+def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(evaluated: Any, tmp_path: Path) -> None:
     bench = replace(evaluated.bench, root=tmp_path)
     trial = evaluated.trials[0]
     folder = bench.folder(trial)
@@ -99,7 +100,7 @@ def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(eval
     assert calls == [(done, total) for done in range(1, total + 1)]
 
 
-def test_a_test_case_without_a_label_gets_a_mask_and_no_score(evaluated, tmp_path: Path) -> None:
+def test_a_test_case_without_a_label_gets_a_mask_and_no_score(evaluated: Any, tmp_path: Path) -> None:
     first, *others = evaluated.bench.study.split("test")
     study = replace(
         evaluated.bench.study, cases=(*evaluated.bench.study.split("train"), replace(first, label=None), *others[:1])
@@ -114,7 +115,7 @@ def test_a_test_case_without_a_label_gets_a_mask_and_no_score(evaluated, tmp_pat
     assert first.id not in {row["case"] for row in rows_of(folder)}
 
 
-def test_an_untrained_trial_is_named_with_the_command(evaluated, tmp_path: Path) -> None:
+def test_an_untrained_trial_is_named_with_the_command(evaluated: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"dropgen train .*--method 'dropgen p=0\.25' --seed 1"):
         evaluate_trial(replace(evaluated.bench, root=tmp_path), evaluated.trials[1])
 
