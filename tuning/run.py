@@ -62,7 +62,7 @@ class Stages:
     computed: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
-    def do(self, name: str, key: str, work: Callable[[], tuple[list[Path] | None, Any]]) -> Any:
+    def do(self, name: str, key: str, work: Callable[[], tuple[list[Path] | None, Any]], due: bool = False) -> Any:
         """The stage's result, from the record or from `work`.
 
         Args:
@@ -70,9 +70,10 @@ class Stages:
             key: Everything that the result depends on, hashed.
             work: Returns the outputs whose presence proves the stage (None: not complete, do not
                 record it) and the result, as plain values.
+            due: Whether it must be done in spite of the record.
         """
         began = time.perf_counter()
-        entry = self.manifest.stage(name, key)
+        entry = None if due else self.manifest.stage(name, key)
         if entry is not None:
             self.skipped.append(name)
             self.computed[name] = entry["seconds"]
@@ -196,8 +197,7 @@ def _precompute(
             precompute(experiment, study, root, workers, features=needed)
         return [root / "store"], {"cases": len(index.keys)}
 
-    # An entry that was deleted from the store makes the stage due again.
-    stages.do("precompute", digest([index.digest, sorted(missing)]), work)
+    stages.do("precompute", index.digest, work, due=bool(missing))
 
 
 def _search_key(bench: Workbench, planned: Plan) -> str:

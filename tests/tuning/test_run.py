@@ -1,0 +1,132 @@
+"""The main job whole on a tiny study: what it leaves, and that a second run does nothing twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from dropgen.config import Experiment
+from dropgen.errors import ConfigError, StudyError
+from dropgen.features.studies.volume import read_mask, read_volume
+from dropgen.manifest import Manifest, read_json
+from dropgen.platform.tracking import fetch
+from dropgen.tuning.run import Stages, run
+from tests_support.tiny import tiny_experiment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STAGES = ["check", "precompute", "search", "evaluate", "register", "report"]
+
+
+def three_methods(root: Path) -> Experiment:
+    methods = [{"name": "erm"}, {"name": "rep_only"}, {"name": "dropgen", "p": [0, 0.5]}]
+    return tiny_experiment(root, methods=methods, seeds=[1, 2])
+
+
+@pytest.mark.slow
+def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = three_methods(root)
+    summary = run(experiment, root)
+    jsonschema.validate(summary, schema("summary"))
+    assert read_json(root / "tiny" / "summary.json") == summary
+    assert list(summary["seconds"]) == STAGES
+    rows = summary["table"]
+    assert sorted((row["method"], row["p"], row["seed"]) for row in rows if row["method"] == "dropgen") == [
+        ("dropgen", 0, 1), ("dropgen", 0, 2), ("dropgen", 0.5, 1), ("dropgen", 0.5, 2),
+    ]  # fmt: skip
+    means = {p: sum(row["val_dice"] for row in rows if row["p"] == p and row["method"] == "dropgen") for p in (0, 0.5)}
+    assert {row["p"] for row in rows if row["selected"]} == {max(means, key=lambda p: means[p])}
+    selected = [row for row in rows if row["selected"]]
+    best = max(selected, key=lambda row: row["val_dice"])
+    assert summary["champion"]["key"] == best["trial"]
+    assert read_json(fetch(root, "tiny") / "segmenter.json") == read_json(
+        Path(best["folder"]) / "bundle" / "segmenter.json"
+    )
+    page = Path(summary["report"]).read_text()
+    assert summary["headline"] in page
+    for mask in Path(summary["segmentations"]).glob("*.nii.gz"):
+        (image,) = (root / "study").glob(f"images*/{mask.name.removesuffix('.nii.gz')}_*.nii.gz")
+        assert read_mask(mask).array.shape == read_volume(image).array.shape
+    assert list(Path(summary["segmentations"]).glob("*.nii.gz"))
+
+    monkeypatch.setattr("dropgen.tuning.run.connect", lambda *_: pytest.fail("Ray was asked for with nothing to do"))
+    again = run(experiment, root)
+    assert again["skipped"] == STAGES
+    assert again["table"] == rows
+    assert sum(again["seconds"].values()) < 0.2 * sum(summary["seconds"].values())
+    assert again["computed_seconds"] == summary["computed_seconds"]
+
+    Path(summary["report"]).unlink()
+    assert run(experiment, root)["skipped"] == STAGES[:-1]
+
+
+def test_a_stage_is_skipped_only_with_the_same_key_and_its_outputs_there(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    calls: list[str] = []
+
+    def work() -> tuple[list[Path], Any]:
+        output.write_text("x")
+        calls.append("done")
+        return [output], {"answer": 42}
+
+    def stages() -> Stages:
+        return Stages(Manifest(tmp_path / "manifest.json", "run", {}))
+
+    assert stages().do("search", "a", work) == {"answer": 42}
+    second = stages()
+    assert second.do("search", "a", work) == {"answer": 42}
+    assert second.skipped == ["search"]
+    assert len(calls) == 1
+    stages().do("search", "b", work)
+    assert len(calls) == 2
+    output.unlink()
+    stages().do("search", "b", work)
+    assert len(calls) == 3
+    stages().do("search", "b", work, due=True)
+    assert len(calls) == 4
+
+
+def test_an_incomplete_stage_is_not_recorded(tmp_path: Path) -> None:
+    first = Stages(Manifest(tmp_path / "manifest.json", "run", {}))
+    first.do("search", "a", lambda: (None, {"unfinished": ["erm"]}))
+    second = Stages(Manifest(tmp_path / "manifest.json", "run", {}))
+    second.do("search", "a", lambda: (None, {"unfinished": []}))
+    assert second.skipped == []
+
+
+def test_a_broken_study_stops_the_run_before_any_work(root: Path) -> None:
+    experiment = tiny_experiment(root, methods=[{"name": "erm"}])
+    victim = sorted((root / "study").glob("imagesTr/*.nii.gz"))[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(StudyError) as caught:
+        run(experiment, root)
+    assert victim.name.removesuffix("_0000.nii.gz") in str(caught.value)
+    assert not (root / "tiny" / "trials").exists()
+
+
+def test_p_out_of_range_stops_the_run_before_any_work(root: Path) -> None:
+    with pytest.raises(ConfigError):
+        run(tiny_experiment(root, methods=[{"name": "dropgen", "p": 1.5}]), root)
+    assert not (root / "tiny").exists()
+
+
+def test_the_script_refuses_an_unknown_key_with_exit_code_2_and_clean_stdout(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("name: x\nstudy: study.yaml\ntrainig: {}\n")
+    command = [sys.executable, "tuning/run.py", str(file), "--json", "--root", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "did you mean 'training'" in done.stderr
+
+
+def schema(name: str) -> dict[str, Any]:
+    document = json.loads((REPOSITORY / "dropgen" / "schema.json").read_text())
+    return {"$ref": f"#/$defs/{name}", "$defs": document["$defs"]}
