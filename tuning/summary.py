@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dropgen.platform.evaluation.report import Group, group_rows
+from dropgen.platform.evaluation.results import Group, group_rows
 from dropgen.tuning.choice import PROPOSED, choose
 
 BASELINE = "erm"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dropgen.platform.evaluation.report import Group, group_rows
+from dropgen.platform.evaluation.results import Group, group_rows
 
 LEAST_WIDTH = 120  # characters; a pipe counts as 80, which would wrap every cell
 

@@ -6,12 +6,9 @@ Everything is inside the file (charts as SVG, pictures as PNG), so it can be mai
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -25,38 +22,11 @@ from dropgen.features.studies.study import Case, Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import read_json
 from dropgen.platform.evaluation import charts
-from dropgen.platform.evaluation.metrics import Spread
 from dropgen.platform.evaluation.overlays import Picture, overlay
+from dropgen.platform.evaluation.results import ABSENT, Group, Row, ScoredCase, group_rows, points, scored_cases
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
 PATHS = ("model_uri", "tracking_uri", "store", "segmentations", "report")
-ABSENT = "–"
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Group:
-    """One line of the table: the seeds of one method with one set of options."""
-
-    name: str
-    method: str
-    rows: tuple[Row, ...]
-
-    @property
-    def selected(self) -> bool:
-        """Whether the selection rule chose it."""
-        return any(row["selected"] for row in self.rows)
-
-    @property
-    def lead(self) -> Row:
-        """The seed with the best validation Dice."""
-        return max(self.rows, key=lambda row: float(row["val_dice"]))
-
-    def spread(self, column: str) -> Spread:
-        """Over seeds, 0..1: "val_dice", "source_dice", an unseen domain, or "unseen" for their mean."""
-        return Spread.of(_value(row, column) for row in self.rows)
 
 
 def build_report(experiment: Experiment, root: Path) -> Path:
@@ -92,7 +62,7 @@ def write_report(
     """
     groups = group_rows(rows)
     chosen = next((group for group in groups if group.selected), max(groups, key=lambda group: group.lead["val_dice"]))
-    scored = _scored_cases(Path(chosen.lead["folder"]))
+    scored = scored_cases(Path(chosen.lead["folder"]))
     names = {id(row): group.name for group in groups for row in group.rows}
     results = [(read_json(Path(row["folder"]) / "result.json"), names[id(row)]) for row in rows]
     cases = {case.id: case for case in study.cases}
@@ -126,25 +96,6 @@ def write_report(
     return page
 
 
-def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """Puts the seeds of each method with the same options together, in order of first appearance."""
-    members: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        members.setdefault((row["method"], _name(row)), []).append(row)
-    return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
-
-
-def _name(row: Row) -> str:
-    """How people write it: "DropGen p = 0.5"."""
-    options = {"p": row["p"], **row["options"]}
-    said = ", ".join(
-        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
-        for key, value in options.items()
-        if value is not None
-    )
-    return f"{NAMES.get(row['method'], row['method'])} {said}".strip()
-
-
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen report`."""
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
@@ -153,53 +104,12 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"experiment": experiment.name, "report": str(page)}
 
 
-@dataclass(frozen=True)
-class _ScoredCase:
-    case: str
-    subject: str
-    domain: str
-    split: str
-    dice: Mapping[str, float]
-
-    @property
-    def mean(self) -> float:
-        present = [value for value in self.dice.values() if math.isfinite(value)]
-        return fmean(present) if present else math.nan
-
-
-def _scored_cases(folder: Path) -> list[_ScoredCase]:
-    found: dict[str, tuple[Mapping[str, str], dict[str, float]]] = {}
-    with (folder / "evaluation" / "cases.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            _, dice = found.setdefault(row["case"], (row, {}))
-            dice[row["class"]] = float(row["dice"] or "nan")
-    scored = [
-        _ScoredCase(name, row["subject"], row["domain"], row["split"], dice) for name, (row, dice) in found.items()
-    ]
-    return sorted(scored, key=lambda case: -case.mean if math.isfinite(case.mean) else 1.0)
-
-
-def _value(row: Row, column: str) -> float:
-    if column in ("val_dice", "source_dice"):
-        value = row[column]
-    elif column == "unseen":
-        known = [dice for dice in row["target_dice"].values() if dice is not None]
-        value = fmean(known) if known else None
-    else:
-        value = row["target_dice"].get(column)
-    return math.nan if value is None else float(value)
-
-
-def _points(value: float | None) -> str:
-    return ABSENT if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
-
-
 def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
     method, _, options = chosen.name.partition(" ")
     cards = [
         {"value": method, "caption": f"{options + ', ' if options else ''}chosen by validation Dice"},
-        {"value": _points(chosen.spread("unseen").mean), "caption": "Dice on unseen domains"},
-        {"value": _points(chosen.spread("source_dice").mean), "caption": "Dice on the source domain"},
+        {"value": points(chosen.spread("unseen").mean), "caption": "Dice on unseen domains"},
+        {"value": points(chosen.spread("source_dice").mean), "caption": "Dice on the source domain"},
     ]
     baseline = next((group for group in groups if group.method == "erm" and group is not chosen), None)
     if baseline is not None:
@@ -210,22 +120,22 @@ def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
     return cards
 
 
-def _table(groups: Sequence[Group], scored: Sequence[_ScoredCase], train_domains: frozenset[str]) -> dict[str, Any]:
+def _table(groups: Sequence[Group], scored: Sequence[ScoredCase], train_domains: frozenset[str]) -> dict[str, Any]:
     domains = sorted({name for group in groups for row in group.rows for name in row["target_dice"]})
     columns = ["val_dice", "source_dice", *domains, *(["unseen"] if len(domains) > 1 else [])]
     spreads = {(group.name, column): group.spread(column) for group in groups for column in columns}
     best = {
-        column: max((_points(spreads[group.name, column].mean) for group in groups), key=_rank) for column in columns
+        column: max((points(spreads[group.name, column].mean) for group in groups), key=_rank) for column in columns
     }
     first_domain = domains[0] if domains else None
 
     def cell(group: Group, column: str) -> dict[str, Any]:
         spread = spreads[group.name, column]
         error = spread.se if len(group.rows) > 1 else _subject_error(group.rows[0], column)
-        mean = _points(spread.mean)
+        mean = points(spread.mean)
         return {
             "mean": mean,
-            "error": None if error is None else _points(error),
+            "error": None if error is None else points(error),
             "best": mean == best[column] and mean != ABSENT and len(groups) > 1,
             "bar": column in ("source_dice", first_domain, "unseen"),
         }
@@ -258,7 +168,7 @@ def _subject_error(row: Row, column: str) -> float | None:
     return domains[column]["se"] if column in domains else None
 
 
-def _subjects(scored: Sequence[_ScoredCase], domains: Iterable[str]) -> str:
+def _subjects(scored: Sequence[ScoredCase], domains: Iterable[str]) -> str:
     held = [case for case in scored if case.domain in set(domains) and math.isfinite(case.mean)]
     count = len({case.subject for case in held})
     splits = {case.split for case in held} - {"test"}
@@ -286,7 +196,7 @@ def _training_note(rows: Sequence[Row]) -> str:
 
 
 def _pictures(
-    chosen: Group, groups: Sequence[Group], scored: Sequence[_ScoredCase], cases: Mapping[str, Case], study: Study
+    chosen: Group, groups: Sequence[Group], scored: Sequence[ScoredCase], cases: Mapping[str, Case], study: Study
 ) -> tuple[str | None, str]:
     ranked = [case for case in scored if case.split == "test" and math.isfinite(case.mean) and case.case in cases]
     if not ranked:
@@ -315,18 +225,18 @@ def case_picture(title: str, case: Case, folders: Mapping[str, Path]) -> Picture
     notes = {}
     for name, folder in folders.items():
         masks[name] = read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz").array
-        (score,) = [scored for scored in _scored_cases(folder) if scored.case == case.id]
-        notes[name] = f"Dice {_points(score.mean)}"
+        (score,) = [scored for scored in scored_cases(folder) if scored.case == case.id]
+        notes[name] = f"Dice {points(score.mean)}"
     return Picture(f"{title}: {case.id}\n{case.domain}", read_volume(case.image), masks, notes)
 
 
-def _case_row(case: _ScoredCase, classes: Sequence[str]) -> dict[str, Any]:
+def _case_row(case: ScoredCase, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "case": case.case,
         "subject": case.subject,
         "domain": case.domain if case.split == "test" else f"{case.domain} ({case.split})",
-        "dice": [_points(case.dice[name]) for name in classes],
-        "mean": _points(case.mean),
+        "dice": [points(case.dice[name]) for name in classes],
+        "mean": points(case.mean),
     }
 
 

@@ -12,7 +12,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests_support.segmenters import MIND, make_segmenter
 
 from dropgen.config import Component
 from dropgen.errors import CheckpointError, ConfigError, DropGenError, ResourceError, VolumeError, WeightsError
@@ -21,6 +20,7 @@ from dropgen.features.extractors import extract
 from dropgen.features.studies.prepare import prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.segmenter import Segmenter
+from tests_support.segmenters import MIND, make_segmenter
 
 ALL = [Component.of("erm"), Component.of("rep_only"), Component.of("dropgen", p=0.5)]
 DROPGEN = ALL[2]

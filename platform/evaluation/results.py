@@ -1,0 +1,108 @@
+"""An experiment's results as pages and tables show them: trials grouped by method, cases with their Dice."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dropgen.platform.evaluation.metrics import Spread
+
+NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
+ABSENT = "–"
+
+# A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,
+# target_dice (mean over subjects of each unseen domain) and folder. Dice in 0..1.
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One line of the table: the seeds of one method with one set of options."""
+
+    name: str
+    method: str
+    rows: tuple[Row, ...]
+
+    @property
+    def selected(self) -> bool:
+        """Whether the selection rule chose it."""
+        return any(row["selected"] for row in self.rows)
+
+    @property
+    def lead(self) -> Row:
+        """The seed with the best validation Dice."""
+        return max(self.rows, key=lambda row: float(row["val_dice"]))
+
+    def spread(self, column: str) -> Spread:
+        """Over seeds, 0..1: "val_dice", "source_dice", an unseen domain, or "unseen" for their mean."""
+        return Spread.of(_value(row, column) for row in self.rows)
+
+
+def group_rows(rows: Iterable[Row]) -> list[Group]:
+    """Puts the seeds of each method with the same options together, in order of first appearance."""
+    members: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        members.setdefault((row["method"], _name(row)), []).append(row)
+    return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
+
+
+def _name(row: Row) -> str:
+    """How people write it: "DropGen p = 0.5"."""
+    options = {"p": row["p"], **row["options"]}
+    said = ", ".join(
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in options.items()
+        if value is not None
+    )
+    return f"{NAMES.get(row['method'], row['method'])} {said}".strip()
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """One line of the case table: the Dice of every foreground class, NaN where the truth lacks it."""
+
+    case: str
+    subject: str
+    domain: str
+    split: str
+    dice: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the classes that the truth holds; NaN where it holds none."""
+        present = [value for value in self.dice.values() if math.isfinite(value)]
+        return fmean(present) if present else math.nan
+
+
+def scored_cases(folder: Path) -> list[ScoredCase]:
+    """The labelled cases of an evaluated trial's folder, best first."""
+    found: dict[str, tuple[Mapping[str, str], dict[str, float]]] = {}
+    with (folder / "evaluation" / "cases.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            _, dice = found.setdefault(row["case"], (row, {}))
+            dice[row["class"]] = float(row["dice"] or "nan")
+    scored = [
+        ScoredCase(name, row["subject"], row["domain"], row["split"], dice) for name, (row, dice) in found.items()
+    ]
+    return sorted(scored, key=lambda case: -case.mean if math.isfinite(case.mean) else 1.0)
+
+
+def _value(row: Row, column: str) -> float:
+    if column in ("val_dice", "source_dice"):
+        value = row[column]
+    elif column == "unseen":
+        known = [dice for dice in row["target_dice"].values() if dice is not None]
+        value = fmean(known) if known else None
+    else:
+        value = row["target_dice"].get(column)
+    return math.nan if value is None else float(value)
+
+
+def points(value: float | None) -> str:
+    """A Dice of 0..1 in percent points."""
+    return ABSENT if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
