@@ -48,7 +48,7 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
     """
     columns = ["image", *pictures[0].masks]
     figure = Figure(
-        figsize=(PANEL_INCHES * len(columns) + 0.75, (PANEL_INCHES + 0.2) * len(pictures) + 0.75), facecolor=PAPER
+        figsize=(PANEL_INCHES * len(columns) + 0.9, (PANEL_INCHES + 0.2) * len(pictures) + 0.75), facecolor=PAPER
     )
     axes = figure.subplots(len(pictures), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.14})
     for row, picture in zip(axes, pictures, strict=True):
@@ -72,7 +72,7 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
         handles=patches, loc="lower center", ncols=min(len(patches), 6), frameon=False, fontsize=8.5, labelcolor=INK
     )
     height = figure.get_figheight()
-    figure.subplots_adjust(left=0.42 / figure.get_figwidth(), right=0.99, top=1 - 0.32 / height, bottom=0.52 / height)
+    figure.subplots_adjust(left=0.62 / figure.get_figwidth(), right=0.99, top=1 - 0.32 / height, bottom=0.52 / height)
     return figure
 
 
