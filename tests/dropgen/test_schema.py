@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from tests_support.tiny import tiny_experiment
 
 from dropgen import console
 from dropgen.__main__ import main
 from dropgen.commands import VERBS
 from dropgen.config import to_json
+from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((REPOSITORY / "dropgen" / "schema.json").read_text())
