@@ -36,11 +36,16 @@ def file_digest(path: Path) -> str:
 
 
 @functools.cache
-def code_version(*floors: str) -> str:
-    """A hash over the Python sources of the named floors, so that changed code means changed keys."""
+def code_version(*parts: str) -> str:
+    """A hash over Python sources, so that changed code means changed keys.
+
+    Args:
+        parts: Folders or files inside the package, for example "features" or "platform/segmenter.py".
+    """
     hasher = hashlib.blake2b(digest_size=8)
-    for floor in floors:
-        for source in sorted((REPOSITORY / "dropgen" / floor).rglob("*.py")):
+    for part in parts:
+        path = REPOSITORY / "dropgen" / part
+        for source in [path] if path.is_file() else sorted(path.rglob("*.py")):
             hasher.update(source.name.encode() + source.read_bytes())
     return hasher.hexdigest()
 

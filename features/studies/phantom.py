@@ -49,17 +49,17 @@ class PhantomSpec:
         bias: Log of the ratio between the brightest and the darkest place of the domain `biased`.
     """
 
-    size: int = 40
-    crop: int = 32
+    size: int = 36
+    crop: int = 24
     train_subjects: int = 12
     val_subjects: int = 6
     test_subjects: int = 4
-    ellipsoids: int = 2
-    tubes: int = 2
-    distractors: int = 6
-    ellipsoid_radius: tuple[float, float] = (4.5, 7.0)
-    tube_radius: tuple[float, float] = (1.8, 2.4)
-    distractor_radius: tuple[float, float] = (1.5, 2.5)
+    ellipsoids: int = 1
+    tubes: int = 1
+    distractors: int = 2
+    ellipsoid_radius: tuple[float, float] = (6.0, 8.0)
+    tube_radius: tuple[float, float] = (2.8, 3.5)
+    distractor_radius: tuple[float, float] = (2.0, 3.0)
     levels: tuple[float, ...] = (0.0, 0.4, 0.2, 0.95, 0.7)
     remapped: tuple[float, ...] = (0.0, 0.65, 0.95, 0.4, 0.2)
     jitter: float = 0.015

@@ -17,7 +17,16 @@ from dropgen.manifest import code_version, digest
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits
 
-CODE = ("features", "platform/training", "platform/methods", "platform/networks")
+# Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
+CODE = (
+    "features",
+    "platform/training",
+    "platform/methods",
+    "platform/networks",
+    "platform/segmenter.py",
+    "platform/evaluation/inference.py",
+    "platform/evaluation/metrics.py",
+)
 
 
 def trials_of(experiment: Experiment) -> tuple[Trial, ...]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
 from torch import nn
 
 from dropgen.config import Experiment, Trial, to_json
@@ -37,22 +40,24 @@ def train_distributed(
     """
     training = bench.experiment.training
     cuda = choose_device(training.device) == "cuda"
-    with connect(address, cpus=training.workers * training.threads):
+    with connect(address, cpus=training.workers * training.threads), _relay(on_progress) as reports:
         trainer = TorchTrainer(
             _train_rank,
             train_loop_config={
-                "experiment": to_json(bench.experiment), "trial": to_json(trial), "root": str(bench.root),
+                "experiment": to_json(bench.experiment),
+                "trial": to_json(trial),
+                "root": str(bench.root),
+                "reports": reports,
             },
             scaling_config=ScalingConfig(
-                num_workers=training.workers, use_gpu=cuda, resources_per_worker={"CPU": training.threads},
+                num_workers=training.workers, use_gpu=cuda, resources_per_worker={"CPU": training.threads}
             ),
             run_config=RunConfig(
                 name=bench.key(trial),
                 storage_path=str(bench.root / bench.experiment.name / "ray"),
                 failure_config=FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Reports(on_progress)],  # type: ignore[list-item]
             ),
-        )  # fmt: skip
+        )
         try:
             trainer.fit()
         except Exception as error:
@@ -63,14 +68,27 @@ def train_distributed(
     return result
 
 
-class _Reports(UserCallback):
-    """Hands every group's report to the caller's `on_progress`, in the caller's process."""
+@contextmanager
+def _relay(on_progress: Callable[[Progress], None]) -> Iterator[Queue]:
+    """A queue that rank 0 fills, wherever it runs and however often it dies; drained in this process."""
+    reports = Queue(actor_options={"num_cpus": 0})
+    ended = threading.Event()
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self._on_progress = on_progress
+    def drain() -> None:
+        while not (ended.is_set() and reports.empty()):
+            try:
+                on_progress(reports.get(timeout=0.5))
+            except Empty:
+                continue
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self._on_progress(Progress(**metrics[0]))
+    thread = threading.Thread(target=drain, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield reports
+    finally:
+        ended.set()
+        thread.join()
+        reports.shutdown()
 
 
 def _cause(error: Exception, trial: Trial) -> DropGenError:
@@ -98,9 +116,8 @@ def _train_rank(config: dict[str, Any]) -> None:
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def report(progress: Progress) -> None:
-        ray.train.report(vars(progress))
+        if rank == 0:
+            config["reports"].put(progress)
 
-    if size == 1:
-        run_trial(bench, trial, Workers(), report)
-    else:
-        run_trial(bench, trial, Workers(rank, size, gather, wrap), report)
+    workers = Workers(rank, size, gather, wrap) if size > 1 else Workers()
+    run_trial(bench, trial, workers, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from dropgen.features.store import FeatureStore
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
+from tests_support.checkpoints import digest_of
 from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,7 +75,7 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
         "dropgen p=0.5 seed=2",
     ]  # fmt: skip
     assert [trial.seed for trial in choose_trials(experiment, "erm", 2)] == [2]
-    with pytest.raises(ConfigError, match="did you mean 'dropgen p=0.5'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'dropgen p=0\.5'"):
         choose_trials(experiment, "dropgen p=.5", None)
 
 
@@ -121,6 +120,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+from tests_support.checkpoints import digest_of
 from tests_support.tiny import tiny_bench
 from dropgen.platform.train import train_trial, trials_of
 bench = tiny_bench(Path({root!r}), name={name!r}, training={training!r})
@@ -135,28 +135,6 @@ def child(root: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
     )
-
-
-def digest_of(checkpoint: Path) -> str:
-    """One hash over every tensor and number of a checkpoint but the wall-clock times."""
-    hasher = hashlib.sha256()
-
-    def walk(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            hasher.update(value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                if key not in ("train_seconds", "wait_seconds"):
-                    hasher.update(str(key).encode())
-                    walk(entry)
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                walk(entry)
-        else:
-            hasher.update(repr(value).encode())
-
-    walk(load_checkpoint(checkpoint))
-    return hasher.hexdigest()
 
 
 @pytest.mark.slow
