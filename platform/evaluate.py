@@ -28,7 +28,7 @@ from dropgen.config import Trial, load_experiment, to_json
 from dropgen.errors import CheckpointError
 from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
-from dropgen.manifest import Manifest, file_digest, read_json, write_json
+from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
 from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice, pooled_mean
 from dropgen.platform.segmenter import SPEC_FILE, Segmenter
 from dropgen.platform.train import Workbench, choose_trials
@@ -56,7 +56,7 @@ def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int],
     """Predicts and scores every held-out case of a trained trial.
 
     Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
-    returns at once when that is there for the same bundle.
+    returns at once when that is there for the same bundle, cases and code.
 
     Args:
         bench: The opened experiment.
@@ -77,11 +77,16 @@ def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int],
             f" EXPERIMENT.yaml --method '{trial.method.label}' --seed {trial.seed}"
         )
     output, bundle = folder / "evaluation", folder / "bundle"
+    cases = held_out_cases(bench.study, bench.experiment.selection.rule)
+    inputs = digest([
+        file_digest(bundle / SPEC_FILE),
+        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in cases},
+        code_version("features", "platform"),
+    ])  # fmt: skip
     finished = read_json(output / "summary.json")
-    if finished and finished["bundle"] == file_digest(bundle / SPEC_FILE):
+    if finished and finished.get("inputs") == inputs:
         return dict(finished)
     segmenter = Segmenter.load(bundle, choose_device(bench.experiment.training.device))
-    cases = held_out_cases(bench.study, bench.experiment.selection.rule)
     scores: list[tuple[Case, np.ndarray]] = []
     for done, case in enumerate(cases, start=1):
         image = read_volume(case.image)
@@ -93,7 +98,7 @@ def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int],
             on_case(done, len(cases))
     _write_cases(output / "cases.csv", scores, bench.study.classes)
     summary = summarise(scores, bench.study) | {
-        "label": trial.label, "cases": len(cases), "scored": len(scores), "bundle": file_digest(bundle / SPEC_FILE),
+        "label": trial.label, "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
     write_json(output / "summary.json", summary)
     return summary

@@ -81,7 +81,9 @@ def test_nothing_in_the_summary_is_outside_json(evaluated: Any) -> None:
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(evaluated: Any, tmp_path: Path) -> None:
+def test_a_finished_evaluation_is_read_and_another_bundle_or_label_is_evaluated_anew(
+    evaluated: Any, tmp_path: Path
+) -> None:
     bench = replace(evaluated.bench, root=tmp_path)
     trial = evaluated.trials[0]
     folder = bench.folder(trial)
@@ -91,11 +93,18 @@ def test_a_finished_evaluation_is_read_and_another_bundle_is_evaluated_anew(eval
     calls: list[tuple[int, int]] = []
     assert evaluate_trial(bench, trial, lambda *now: calls.append(now))["source_dice"] == 0.123
     assert not calls
+    corrected = bench.study.split("test")[0].id
+    keys = {**bench.index.keys, corrected: replace(bench.index.keys[corrected], label="0" * 16)}
+    anew = replace(bench, index=replace(bench.index, keys=keys))
+    assert evaluate_trial(anew, trial)["source_dice"] != 0.123
+
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source_dice": 0.123}))
+    assert evaluate_trial(anew, trial)["source_dice"] == 0.123
     spec = folder / "bundle" / "segmenter.json"
     record = json.loads(spec.read_text())
     record["spec"]["overlap"] = 0.25
     spec.write_text(json.dumps(record))
-    assert evaluate_trial(bench, trial, lambda *now: calls.append(now))["source_dice"] != 0.123
+    assert evaluate_trial(anew, trial, lambda *now: calls.append(now))["source_dice"] != 0.123
     total = len(bench.study.split("test"))
     assert calls == [(done, total) for done in range(1, total + 1)]
 
