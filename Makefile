@@ -13,15 +13,14 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "DropGen needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make install PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 2 GB, a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install
 	@$(BIN)/dropgen demo --seeds $(SEEDS)
 
-# One thread per process: the tests' tensors are tiny and Ray's workers share the same few cores.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest $(PYTEST)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread per process, as Ray gives its workers: the cores are few, and sums in another order differ in the last bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -129,6 +129,7 @@ def test_the_verb_exits_2_with_one_line_per_problem(tiny, capsys: pytest.Capture
     tiny.rows[1]["split"] = "validation"
     assert main(["study", "check", str(tiny.write()), "--json"]) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    document = json.loads(captured.out)
     lines = [line for line in captured.err.splitlines() if line.startswith("case ")]
     assert len(lines) == 2 and "validation" in lines[0] and "truncated" in lines[1]
+    assert (document["sound"], document["problems"]) == (False, lines)
