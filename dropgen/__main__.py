@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dropgen import __version__, console
 from dropgen.commands import VERBS, Verb
@@ -29,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument '{rest[0]}' of {arguments.verb}{closest(rest[0].partition('=')[0], known)}")
     arguments.overrides = tuple(rest)
     arguments.root = Path(arguments.root or os.environ.get("DROPGEN_ROOT") or "runs").expanduser().resolve()
-    console.set_json_mode(arguments.json)
-    return _run(verb, arguments)
+    with console.json_mode(arguments.json):
+        return _run(verb, arguments)
 
 
 def _run(verb: Verb, arguments: argparse.Namespace) -> int:
@@ -41,7 +39,8 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
         if arguments.debug:
             raise
         print(f"dropgen {arguments.verb}: {error}", file=sys.stderr)
-        _print_document(arguments, error.document)
+        if error.document is not None:
+            console.document(error.document)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"dropgen {arguments.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -52,13 +51,9 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
         cause = " ".join(str(error).split())
         print(f"dropgen {arguments.verb}: {type(error).__name__}: {cause} (--debug shows where)", file=sys.stderr)
         return 1
-    _print_document(arguments, document)
+    if document is not None:
+        console.document(document)
     return 0
-
-
-def _print_document(arguments: argparse.Namespace, document: dict[str, Any] | None) -> None:
-    if arguments.json and document is not None:
-        print(json.dumps(document, indent=2, default=str))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,26 +5,47 @@ With `--json` stdout holds one JSON document and everything else goes to stderr.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_json_mode = False
+_documents: TextIO | None = None
 
 
-def set_json_mode(on: bool) -> None:
-    """Sends all human text to stderr when on."""
-    global _json_mode
-    _json_mode = on
+@contextmanager
+def json_mode(on: bool) -> Iterator[None]:
+    """Keeps stdout for documents while on; what anything else prints, Ray's own notices too, goes to stderr."""
+    global _documents
+    if not on:
+        yield
+        return
+    _documents = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents = None
+
+
+def document(value: object, indent: int | None = 2) -> None:
+    """Prints one JSON document in JSON mode, else nothing.
+
+    Args:
+        value: Plain values.
+        indent: None for a document on one line.
+    """
+    if _documents is not None:
+        print(json.dumps(value, indent=indent, default=str), file=_documents, flush=True)
 
 
 def say(text: str = "") -> None:
     """Prints one line for a person."""
-    print(text, file=sys.stderr if _json_mode else sys.stdout, flush=True)
+    print(text, flush=True)
 
 
 def warn(text: str) -> None:

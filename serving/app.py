@@ -13,8 +13,10 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import io
 import ipaddress
-import json
+import logging
+import math
 import signal
 import socket
 import threading
@@ -72,10 +74,13 @@ def command(arguments: argparse.Namespace) -> None:
     """`dropgen serve`; returns when it is interrupted or terminated.
 
     Raises:
-        ConfigError: The host is not this machine alone.
-        ResourceError: The port is taken, or there are fewer processors than replicas.
+        ConfigError: The host is not this machine alone, or there is no replica.
+        ResourceError: The port is taken, or there are fewer processors than replicas, or
+            the cluster serves something already.
         RegistryError: The model or its alias is not registered.
     """
+    if arguments.replicas < 1:
+        raise ConfigError(f"--replicas {arguments.replicas} serves nobody; ask for at least 1")
     host = _require_loopback(arguments.host)
     port = _free_port(host, arguments.port)
     bundle = fetch(arguments.root, arguments.name, arguments.alias)
@@ -84,11 +89,8 @@ def command(arguments: argparse.Namespace) -> None:
     url = f"http://{host}:{port}"
     with connect(arguments.address, arguments.replicas), _serving(bundle, model, host, port, arguments.replicas):
         ready = {"ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas}
-        if arguments.json:
-            sys.stdout.write(json.dumps(ready) + "\n")
-            sys.stdout.flush()
-        else:
-            console.say(f"{model.uri} is ready at {url}/v1/segment (Ctrl-C stops it)")
+        console.document(ready, indent=None)
+        console.say(f"{model.uri} is ready at {url}/v1/segment (Ctrl-C stops it)")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     console.say("stopped")
@@ -96,8 +98,11 @@ def command(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _serving(bundle: Path, model: Model, host: str, port: int, replicas: int) -> Iterator[None]:
+    if others := serve.status().applications:
+        raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
     threads, gpus = _share(replicas)
     _on_signals(_interrupt)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         options = HTTPOptions(host=host, port=port)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
@@ -105,8 +110,7 @@ def _serving(bundle: Path, model: Model, host: str, port: int, replicas: int) ->
         yield
     finally:
         _on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
-        serve.delete(APPLICATION)
-        if not serve.status().applications:  # on a shared cluster Serve may have others to serve
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
             serve.shutdown()
 
 
@@ -114,7 +118,8 @@ def _share(replicas: int) -> tuple[int, float]:
     """CPU threads and share of a GPU for each replica."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     threads = max(1, int(max(node.get("CPU", 0) for node in nodes)) // replicas)
-    return threads, min(1.0, sum(node.get("GPU", 0) for node in nodes) / replicas)
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    return threads, 1 / math.ceil(replicas / gpus) if gpus else 0
 
 
 def _require_loopback(host: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from dropgen import console
 from dropgen.__main__ import main
 from dropgen.commands import VERBS
 from dropgen.config import to_json
@@ -40,10 +39,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
     def verb(*words: str) -> tuple[int, Any]:
         capsys.readouterr()
-        try:
-            code = main([*words, "--json", "--root", str(tmp_path)])
-        finally:
-            console.set_json_mode(False)
+        code = main([*words, "--json", "--root", str(tmp_path)])
         out = capsys.readouterr().out
         document = strictly(out)
         require_valid(words[0], document)
