@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from dropgen.config import Component, Network
-from dropgen.features import extractors
+from dropgen.config import Component
 from dropgen.features.studies.volume import Volume, write_volume
-from dropgen.platform import methods
-from dropgen.platform.networks import build_predictor
-from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.api import Model
+from tests_support.segmenters import make_segmenter
 
 
 def make_volume(seed: int) -> Volume:
@@ -37,26 +34,8 @@ def oblique_volume() -> Callable[[int], Volume]:
 
 @pytest.fixture(scope="session")
 def segmenter() -> Segmenter:
-    method = Component.of("dropgen", p=0.5)
-    mind = Component.of("mind")
-    extractor = extractors.build(mind, "cpu")
-    network = Network(base=4, downs=2, convs=1)
-    spec = SegmenterSpec(
-        name="blobs",
-        study="blobs",
-        classes=("background", "left", "right"),
-        spacing=(1.25, 1.25, 1.25),
-        crop=(16, 16, 16),
-        intensity="minmax",
-        method=method,
-        network=network,
-        extractor=mind,
-        extractor_fingerprint=extractor.fingerprint,
-    )
-    rule = methods.build(method)
-    torch.manual_seed(0)
-    predictor = build_predictor(network, rule.in_channels(extractor.channels), len(spec.classes)).eval()
-    segmenter = Segmenter(spec, predictor, rule, extractor)
+    classes = ("background", "left", "right")
+    segmenter = make_segmenter(Component.of("dropgen", p=0.5), classes=classes, spacing=(1.25, 1.25, 1.25))
     found = np.unique(segmenter.predict(make_volume(0)))
     assert len(found) == 3, f"a model that finds classes {found} alone proves nothing"
     return segmenter
