@@ -15,10 +15,11 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.searcher import Searcher
 
+from dropgen import errors
 from dropgen.config import Trial, to_json
 from dropgen.errors import DropGenError, ResourceError
 from dropgen.manifest import write_json
@@ -79,8 +80,9 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     folder = bench.root / bench.experiment.name
     trainable = tune.with_parameters(_train, bench=bench, space=space)
+    watch = _Watch(desk, space)
     try:
-        results = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([dict(desk.shape.resources)])),
             param_space=params,
             tune_config=config,
@@ -88,18 +90,14 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
                 name="tune",
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Watch(desk, space)],
+                callbacks=[watch],
                 verbose=0,
             ),
         ).fit()
     finally:
         # Trials keep their own checkpoints and results; Tune's logs repeat them.
         shutil.rmtree(folder / "tune", ignore_errors=True)
-    return [
-        Failure(_trial(result.config, space).label, _cause(result.error))
-        for result in map(results.__getitem__, range(len(results)))
-        if result.error is not None and result.config is not None
-    ]
+    return watch.failures
 
 
 def _train(config: dict[str, Any], bench: Workbench, space: Space | None) -> None:
@@ -117,9 +115,15 @@ def _train(config: dict[str, Any], bench: Workbench, space: Space | None) -> Non
         if progress.step < progress.steps:
             tune.report(metrics | {"validated_step": validated_step, "val_dice": best})
 
-    result = train_trial(bench, _trial(config, space), report)
-    steps, loss = result["curve"]["loss"][-1]
-    tune.report({"step": steps, "loss": loss, "validated_step": steps, "val_dice": result["val_dice"]})
+    try:
+        result = train_trial(bench, _trial(config, space), report)
+    except Exception as error:
+        # Tune starts a trial again whatever it died of; only a lost process is worth that.
+        text = " ".join(str(error).split())
+        tune.report({"error": text, "error_class": type(error).__name__, "val_dice": best})
+    else:
+        steps, loss = result["curve"]["loss"][-1]
+        tune.report({"step": steps, "loss": loss, "validated_step": steps, "val_dice": result["val_dice"]})
 
 
 def _trial(config: Mapping[str, Any], space: Space | None) -> Trial:
@@ -156,23 +160,32 @@ class _RecordedASHA(ASHAScheduler):
 
 
 class _Watch(tune.Callback):
-    """Hands what trials report to the screen and to MLflow."""
+    """Hands what trials report to the screen and to MLflow.
+
+    Attributes:
+        failures: Trials that ended in an error.
+    """
 
     def __init__(self, desk: Desk, space: Space | None) -> None:
         self._desk, self._space = desk, space
+        self.failures: list[Failure] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; a screen and a database cannot be, and nothing restores them
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        own = _trial(trial.config, self._space)
-        self._desk.view.progressed(own, result)
-        self._desk.record.progressed(own, result)
+        if "error" not in result:
+            own = _trial(trial.config, self._space)
+            self._desk.view.progressed(own, result)
+            self._desk.record.progressed(own, result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         own = _trial(trial.config, self._space)
         folder = self._desk.bench.folder(own)
         result = finished(folder)
+        if "error" in trial.last_result:
+            self._fail(own, _reported_error(trial.last_result))
+            return
         if result is not None:
             self._desk.record.finished(own, result)
         elif (folder / STOPPED).exists():
@@ -182,19 +195,19 @@ class _Watch(tune.Callback):
         self._desk.view.ended(own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        own = _trial(trial.config, self._space)
-        self._desk.record.given_up(own, "FAILED", str(_cause(trial.get_error())))
-        self._desk.view.ended(own)
+        text = f"its process was lost {MAX_RESTARTS + 1} times, for want of memory as a rule; lower --search.concurrent"
+        lost = isinstance(trial.get_error(), RayActorError)
+        self._fail(_trial(trial.config, self._space), ResourceError(text) if lost else trial.get_error())
+
+    def _fail(self, trial: Trial, error: Exception) -> None:
+        self.failures.append(Failure(trial.label, error))
+        self._desk.record.given_up(trial, "FAILED", str(error))
+        self._desk.view.ended(trial)
 
 
-def _cause(error: Any) -> Exception:
-    """The exception that a trial's process raised, without Ray's wrapping."""
-    if isinstance(error, RayActorError):
-        return ResourceError(
-            f"its process was lost {MAX_RESTARTS + 1} times, for want of memory as a rule; lower --search.concurrent"
-        )
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return cause if isinstance(cause, Exception) else RuntimeError(str(cause))
+def _reported_error(result: Mapping[str, Any]) -> Exception:
+    kind = getattr(errors, result["error_class"], None)
+    return kind(result["error"]) if kind else RuntimeError(f"{result['error_class']}: {result['error']}")
 
 
 def failure_error(failures: list[Failure], command: str) -> Exception:

@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ["check", "precompute", "search", "evaluate", "register", "report"]
 
 
-def three_methods(root: Path) -> Experiment:
-    methods = [{"name": "erm"}, {"name": "rep_only"}, {"name": "dropgen", "p": [0, 0.5]}]
+def two_methods(root: Path) -> Experiment:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
     return tiny_experiment(root, methods=methods, seeds=[1, 2])
 
 
@@ -32,7 +32,7 @@ def three_methods(root: Path) -> Experiment:
 def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = three_methods(root)
+    experiment = two_methods(root)
     summary = run(experiment, root)
     jsonschema.validate(summary, schema("summary"))
     assert read_json(root / "tiny" / "summary.json") == summary

@@ -17,22 +17,21 @@ import pytest
 import yaml
 
 from dropgen.config import Experiment, to_json
-from dropgen.errors import CheckpointError, ConfigError, ResourceError
-from dropgen.manifest import read_json, write_json
+from dropgen.errors import CheckpointError, ResourceError
+from dropgen.manifest import read_json
 from dropgen.platform.tracking import Tracker, fetch
 from dropgen.platform.train import Workbench, trials_of
-from dropgen.tuning.search import exclusive, search
+from dropgen.tuning.search import search
 from dropgen.tuning.trials import STOPPED
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRID: dict[str, Any] = {"methods": [{"name": "dropgen", "p": [0, 0.25, 0.5]}]}
-NOWHERE = "127.0.0.1:1"  # connecting to it fails, so a search that returns did not start Ray
 
 
-def finished_files(experiment: Experiment, root: Path) -> dict[Path, int]:
+def finished_files(root: Path) -> dict[Path, int]:
     """Results on disk with the time each was written."""
-    return {path: path.stat().st_mtime_ns for path in (root / experiment.name / "trials").glob("*/result.json")}
+    return {path: path.stat().st_mtime_ns for path in (root / "tiny" / "trials").glob("*/result.json")}
 
 
 def children(root: Path, experiment: Experiment) -> list[Any]:
@@ -78,19 +77,19 @@ def test_a_grid_search_trains_every_trial_once_tracks_it_and_registers_the_best(
         }  # fmt: skip
     assert not (root / "tiny" / "tune").exists()
 
-    before = finished_files(experiment, root)
+    before = finished_files(root)
     assert len(before) == 3
     monkeypatch.setattr("dropgen.tuning.search.connect", lambda *_: pytest.fail("Ray was asked for with nothing to do"))
     again = search(experiment, root)
     assert again["champion"]["key"] == document["champion"]["key"]
-    assert finished_files(experiment, root) == before
+    assert finished_files(root) == before
     assert len(children(root, experiment)) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_broken_trial_is_named_with_its_cause_once_the_others_are_done(root: Path) -> None:
-    experiment = tiny_experiment(root, **GRID)
+    experiment = tiny_experiment(root, **GRID, search={"concurrent": 1})
     bench = Workbench.open(experiment, root)
     broken = trials_of(experiment)[1]
     checkpoint = bench.folder(broken) / "last.ckpt"
@@ -102,11 +101,11 @@ def test_a_broken_trial_is_named_with_its_cause_once_the_others_are_done(root: P
     assert "is damaged" in str(caught.value)
     assert caught.value.document is not None
     assert caught.value.document["unfinished"] == ["dropgen p=0.25 seed=1"]
-    assert len(finished_files(experiment, root)) == 2
+    assert len(finished_files(root)) == 2
     assert caught.value.document["model_uri"] == "models:/tiny@champion"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_whose_process_is_killed_is_started_again_and_ends(root: Path) -> None:
     training = {"steps": 200, "checkpoint_every": 5, "validate_every": 100}
@@ -136,24 +135,32 @@ def test_a_trial_whose_process_is_killed_is_started_again_and_ends(root: Path) -
 @pytest.mark.usefixtures("ray_session")
 def test_tpe_samples_within_the_range_and_counts_what_it_knows_when_resumed(root: Path) -> None:
     methods = [{"name": "dropgen", "p": {"low": 0.1, "high": 0.6}}]
-    search_section = {"sampler": "tpe", "trials": 3}
-    experiment = tiny_experiment(root, methods=methods, search=search_section, seeds=[1, 2])
-    document = search(experiment, root, register=False)
-    explored = [trial for trial in document["trials"] if trial["seed"] == 1]
-    assert len({trial["p"] for trial in explored}) == 3
-    assert all(0.1 <= trial["p"] <= 0.6 for trial in explored)
-    second = [trial["p"] for trial in document["trials"] if trial["seed"] == 2]
-    assert second == [max(explored, key=lambda trial: trial["val_dice"])["p"]]
-    before = finished_files(experiment, root)
-
-    more = tiny_experiment(root, methods=methods, search={**search_section, "trials": 4}, seeds=[1, 2])
-    again = search(more, root, register=False)
-    assert len([trial for trial in again["trials"] if trial["seed"] == 1]) == 4
-    after = finished_files(more, root)
+    section = {"sampler": "tpe", "trials": 2, "concurrent": 1}
+    first = search(tiny_experiment(root, methods=methods, search=section), root, register=False)
+    drawn = {trial["p"] for trial in first["trials"]}
+    assert len(drawn) == 2
+    assert all(0.1 <= p <= 0.6 for p in drawn)
+    before = finished_files(root)
+    again = search(tiny_experiment(root, methods=methods, search={**section, "trials": 3}), root, register=False)
+    assert len({trial["p"] for trial in again["trials"]} - drawn) == 1
+    after = finished_files(root)
     assert {path: after[path] for path in before} == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.usefixtures("ray_session")
+def test_tpe_explores_with_the_first_seed_and_trains_its_best_point_with_the_others(root: Path) -> None:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": {"low": 0.1, "high": 0.6}}]
+    experiment = tiny_experiment(root, methods=methods, search={"sampler": "tpe", "trials": 3}, seeds=[1, 2])
+    trials = search(experiment, root, register=False)["trials"]
+    explored = [trial for trial in trials if trial["method"] == "dropgen" and trial["seed"] == 1]
+    assert len(explored) == 3
+    second = [trial["p"] for trial in trials if trial["method"] == "dropgen" and trial["seed"] == 2]
+    assert second == [max(explored, key=lambda trial: trial["val_dice"])["p"]]
+    assert sorted(trial["seed"] for trial in trials if trial["method"] == "erm") == [1, 2]
+
+
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_session")
 def test_asha_leaves_a_note_in_the_folder_of_what_it_stops_and_does_not_run_it_again(root: Path) -> None:
     # One trial at a time, p rising: dropout slows learning, so the first rungs are set by the fastest learners.
@@ -172,9 +179,23 @@ def test_asha_leaves_a_note_in_the_folder_of_what_it_stops_and_does_not_run_it_a
     for note in stopped:
         assert 0 < note["step"] < 18
         assert "ASHA" in note["why"]
-    before = finished_files(experiment, root)
-    search(experiment, root, register=False, address=NOWHERE)
-    assert finished_files(experiment, root) == before
+    before = finished_files(root)
+    search(experiment, root, register=False)
+    assert finished_files(root) == before
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_that_runs_out_of_time_keeps_a_checkpoint_to_continue_from(root: Path) -> None:
+    training = {"steps": 10**6, "checkpoint_every": 5, "validate_every": 10**6}
+    experiment = tiny_experiment(root, methods=[{"name": "erm"}], training=training)
+    with pytest.raises(ResourceError, match=r"no trial of 'tiny' finished within 0\.4 minutes"):
+        search(experiment, root, max_minutes=0.4)
+    folder = Workbench.open(experiment, root).folder(trials_of(experiment)[0])
+    assert (folder / "last.ckpt").exists()
+    assert not (folder / STOPPED).exists()
+    (run,) = children(root, experiment)
+    assert (run.info.status, run.data.tags["why"]) == ("KILLED", "out of time; the next search continues it")
 
 
 @pytest.mark.slow
@@ -187,51 +208,23 @@ def test_a_search_whose_driver_is_killed_continues_without_repeating_finished_tr
     with (root / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
         try:
-            assert wait_for(lambda: bool(finished_files(experiment, root)) or first.poll() is not None)
+            assert wait_for(lambda: bool(finished_files(root)) or first.poll() is not None)
         finally:
             first.send_signal(signal.SIGKILL)
             first.wait()
-    before = finished_files(experiment, root)
+    before = finished_files(root)
     assert 1 <= len(before) < 3, (root / "first.log").read_text()
     second = subprocess.run(
         [*command, "--json"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert second.returncode == 0, second.stderr
-    after = finished_files(experiment, root)
+    after = finished_files(root)
     assert len(after) == 3
     assert {path: after[path] for path in before} == before
     document = yaml.safe_load(second.stdout)
     assert document["model_uri"] == "models:/tiny@champion"
     assert {run.info.status for run in children(root, experiment)} == {"FINISHED"}
     assert len(children(root, experiment)) == 3
-
-
-def test_an_early_stopped_trial_counts_as_done(root: Path) -> None:
-    experiment = tiny_experiment(root, methods=[{"name": "erm"}])
-    bench = Workbench.open(experiment, root)
-    folder = bench.folder(trials_of(experiment)[0])
-    write_json(folder / STOPPED, {"label": "erm seed=1", "step": 3, "val_dice": 0.1, "why": "ASHA"})
-    with pytest.raises(ResourceError, match="no trial of 'tiny' finished"):
-        search(experiment, root, address=NOWHERE)
-
-
-def test_a_cluster_that_does_not_answer_is_one_sentence_with_the_command(root: Path) -> None:
-    with pytest.raises(ResourceError, match="ray start --head"):
-        search(tiny_experiment(root, methods=[{"name": "erm"}]), root, address=NOWHERE)
-
-
-def test_p_out_of_range_is_refused_before_anything_is_written(root: Path) -> None:
-    with pytest.raises(ConfigError, match="1"):
-        search(tiny_experiment(root, methods=[{"name": "dropgen", "p": [0.5, 1.0]}]), root)
-    assert not (root / "tiny").exists()
-
-
-def test_two_searches_do_not_share_a_folder(tmp_path: Path) -> None:
-    lock = tmp_path / "search.lock"
-    with exclusive(lock), pytest.raises(ResourceError, match="another search"), exclusive(lock):
-        pass
-    with exclusive(lock):
-        pass
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 200) -> bool:
