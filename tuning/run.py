@@ -19,6 +19,7 @@ import ray
 
 from dropgen.config import Experiment, load_experiment, to_json
 from dropgen.console import say
+from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
@@ -211,7 +212,11 @@ def _search_key(bench: Workbench, planned: Plan) -> str:
 
 def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) -> tuple[list[Path] | None, Any]:
     join_ray()
-    document = search(experiment, root, register=False)
+    try:
+        document = search(experiment, root, register=False)
+    except DropGenError as error:
+        error.document = None  # the search's; a run that stops here has no summary
+        raise
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
     result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "unfinished")}
     return (outputs if not document["unfinished"] else None), result

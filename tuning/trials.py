@@ -95,6 +95,8 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
             ),
         ).fit()
     finally:
+        for trial in watch.running.values():
+            desk.record.given_up(trial, "KILLED", "out of time or interrupted; the next search continues it")
         # Trials keep their own checkpoints and results; Tune's logs repeat them.
         shutil.rmtree(folder / "tune", ignore_errors=True)
     return watch.failures
@@ -164,14 +166,20 @@ class _Watch(tune.Callback):
 
     Attributes:
         failures: Trials that ended in an error.
+        running: Trials that began and have not ended, by label.
     """
 
     def __init__(self, desk: Desk, space: Space | None) -> None:
         self._desk, self._space = desk, space
         self.failures: list[Failure] = []
+        self.running: dict[str, Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; a screen and a database cannot be, and nothing restores them
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        own = _trial(trial.config, self._space)
+        self.running[own.label] = own
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         if "error" not in result:
@@ -185,14 +193,12 @@ class _Watch(tune.Callback):
         result = finished(folder)
         if "error" in trial.last_result:
             self._fail(own, _reported_error(trial.last_result))
-            return
-        if result is not None:
+        elif result is not None:
             self._desk.record.finished(own, result)
+            self._ended(own)
         elif (folder / STOPPED).exists():
             self._desk.record.given_up(own, "KILLED", "stopped early by ASHA")
-        else:
-            self._desk.record.given_up(own, "KILLED", "out of time; the next search continues it")
-        self._desk.view.ended(own)
+            self._ended(own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = f"its process was lost {MAX_RESTARTS + 1} times, for want of memory as a rule; lower --search.concurrent"
@@ -202,6 +208,10 @@ class _Watch(tune.Callback):
     def _fail(self, trial: Trial, error: Exception) -> None:
         self.failures.append(Failure(trial.label, error))
         self._desk.record.given_up(trial, "FAILED", str(error))
+        self._ended(trial)
+
+    def _ended(self, trial: Trial) -> None:
+        self.running.pop(trial.label, None)
         self._desk.view.ended(trial)
 
 

@@ -195,7 +195,8 @@ def test_a_search_that_runs_out_of_time_keeps_a_checkpoint_to_continue_from(root
     assert (folder / "last.ckpt").exists()
     assert not (folder / STOPPED).exists()
     (run,) = children(root, experiment)
-    assert (run.info.status, run.data.tags["why"]) == ("KILLED", "out of time; the next search continues it")
+    assert run.info.status == "KILLED"
+    assert "out of time" in run.data.tags["why"]
 
 
 @pytest.mark.slow
