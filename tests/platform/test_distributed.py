@@ -1,0 +1,77 @@
+"""Two processes train one network; one dies by SIGKILL; the weights are those of the undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from dropgen.manifest import read_json
+from dropgen.platform.training.checkpoint import load_checkpoint
+from tests_support.checkpoints import digest_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests_support.tiny import tiny_bench
+from dropgen.platform.train import train_trial, trials_of
+training = {{"workers": 2, "steps": 40, "validate_every": 10, "checkpoint_every": 2}}
+bench = tiny_bench(Path({root!r}), name={name!r}, training=training)
+result = train_trial(bench, trials_of(bench.experiment)[0], lambda now: print("step", now.step, flush=True))
+"""
+
+
+def start(root: Path, name: str) -> subprocess.Popen[str]:
+    code = CHILD.format(tests=str(REPOSITORY / "tests"), root=str(root), name=name)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for other in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(other.cmdline()):
+                found.append(other)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_rank_changes_nothing_about_the_result(tmp_path: Path) -> None:
+    assert start(tmp_path, "undisturbed").wait(timeout=180) == 0
+    process = start(tmp_path, "disturbed")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1]) >= 10:
+            break
+    victims = ranks_of(process)
+    assert len(victims) == 2
+    victims[-1].kill()
+    began = time.monotonic()
+    steps = [int(line.split()[1]) for line in process.stdout if line.startswith("step")]
+    assert process.wait(timeout=240) == 0, f"after {time.monotonic() - began:.0f} s"
+    assert steps[-1] == 40
+
+    folders = [next((tmp_path / name / "trials").iterdir()) for name in ("undisturbed", "disturbed")]
+    assert digest_of(folders[0] / "last.ckpt") == digest_of(folders[1] / "last.ckpt")
+    bundles = [(folder / "bundle/weights.safetensors").read_bytes() for folder in folders]
+    assert bundles[0] == bundles[1]
+    curves = [read_json(folder / "result.json")["curve"]["validation"] for folder in folders]
+    assert curves[0] == curves[1]
+    state = load_checkpoint(folders[0] / "last.ckpt")
+    assert state is not None
+    assert all(torch.isfinite(value).all() for value in state["network"].values())
