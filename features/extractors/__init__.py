@@ -84,7 +84,9 @@ def extract(extractor: Extractor, unit: np.ndarray, device: str = "cpu") -> tupl
     The volume is padded by replication up to a legal size and the features are cropped back.
 
     Args:
+        extractor: Any extractor.
         unit: `[X, Y, Z]`, unit scale.
+        device: Where the extractor was built.
 
     Returns:
         Raw features `[C, X, Y, Z]` float32 and the statistics `[S]`, or None where there are none.

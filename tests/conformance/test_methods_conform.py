@@ -26,7 +26,9 @@ def network_for(method: Method) -> nn.Module:
     return build_predictor(Network(base=2, downs=1), method.in_channels(CHANNELS), CLASSES)
 
 
-def batch_for(method: Method, size: tuple[int, int, int] = (4, 6, 8), samples: int = 2, constant: bool = False) -> Batch:
+def batch_for(
+    method: Method, size: tuple[int, int, int] = (4, 6, 8), samples: int = 2, constant: bool = False
+) -> Batch:
     generator, draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
     kept = torch.from_numpy(np.stack([method.plan(draws, CHANNELS) for _ in range(samples)]))
     image = torch.rand(samples, 1, *size, generator=generator)
