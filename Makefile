@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/dropgen demo --seeds $(SEEDS)
+	@if [ $(SEEDS) -ge 3 ]; then cp $${DROPGEN_ROOT:-runs}/demo/demo.md docs/results/demo.md; fi
 
 test: install
 	@$(BIN)/python -m pytest $(PYTEST)
