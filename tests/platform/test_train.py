@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dropgen.config import Component, Trial
-from dropgen.errors import CheckpointError, ConfigError, DivergenceError, StoreError
+from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError
 from dropgen.features.store import FeatureStore
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
@@ -194,7 +194,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_last_whole_one
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Exception, match="cannot write checkpoint"):
+    with pytest.raises(ResourceError, match="cannot write checkpoint"):
         save_checkpoint(tmp_path / "file" / "last.ckpt", {"step": 1})
 
 
