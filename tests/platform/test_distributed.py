@@ -49,7 +49,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(400)
 def test_a_killed_rank_changes_nothing_about_the_result(tmp_path: Path) -> None:
     assert start(tmp_path, "undisturbed").wait(timeout=180) == 0
