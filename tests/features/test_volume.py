@@ -13,6 +13,7 @@ from dropgen.errors import VolumeError
 from dropgen.features.studies import volume
 from dropgen.features.studies.volume import (
     mask_to_bytes,
+    read_grid,
     read_mask,
     read_volume,
     volume_from_bytes,
@@ -36,6 +37,18 @@ def test_an_image_comes_back_as_written(tmp_path: Path, name: str) -> None:
     assert np.array_equal(read.affine, AFFINE)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert np.array_equal(nib.load(tmp_path / name).get_fdata(), ARRAY)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_the_grid_is_read_from_the_header_alone(tmp_path: Path, name: str) -> None:
+    write_volume(tmp_path / name, ARRAY, AFFINE)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-8])  # the voxels cannot be read any more
+    grid = read_grid(tmp_path / name)
+    assert grid.array.shape == ARRAY.shape
+    assert np.array_equal(grid.affine, AFFINE)
+    with pytest.raises(VolumeError):
+        read_volume(tmp_path / name)
 
 
 def test_a_mask_comes_back_as_written(tmp_path: Path) -> None:
