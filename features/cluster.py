@@ -7,9 +7,10 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
@@ -18,6 +19,7 @@ from dropgen.errors import ResourceError
 from dropgen.manifest import REPOSITORY
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the process that it starts
+GRACE_SECONDS = 5
 
 
 @contextmanager
@@ -39,15 +41,31 @@ def connect(address: str | None = None, cpus: int = 1) -> Iterator[None]:
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run needs no network
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": _runtime_env()}
-    if place == "local":
-        ray.init(address=place, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
-    else:
-        _join(place, quiet, cpus)
+    others = set(psutil.Process().children(recursive=True))
     try:
+        if place == "local":
+            ray.init(address=place, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        else:
+            _join(place, quiet, cpus)
         _require(cpus)
         yield
     finally:
-        ray.shutdown()
+        _leave(others)
+
+
+def _leave(others: set[psutil.Process]) -> None:
+    """Ends the connection and every process that it started.
+
+    Ray's agents outlive a raylet that dies while it starts by about a minute; they are looked up before
+    the raylet goes, because afterwards nothing tells whose they were.
+    """
+    started = set(psutil.Process().children(recursive=True)) - others
+    ray.shutdown()
+    _, alive = psutil.wait_procs(started, timeout=GRACE_SECONDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=GRACE_SECONDS)
 
 
 def _join(place: str, quiet: Mapping[str, Any], cpus: int) -> None:

@@ -87,6 +87,7 @@ def command(arguments: argparse.Namespace) -> None:
     model = Model.of(bundle, f"models:/{arguments.name}@{arguments.alias}")
     Segmenter.load(bundle)  # a damaged bundle or missing weights is one sentence here, and a stack of retries in Serve
     url = f"http://{host}:{port}"
+    _on_signals(_interrupt)  # terminated while Ray starts, what has started is still ended
     with connect(arguments.address, arguments.replicas), _serving(bundle, model, host, port, arguments.replicas):
         ready = {"ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas}
         console.document(ready, indent=None)
@@ -101,7 +102,7 @@ def _serving(bundle: Path, model: Model, host: str, port: int, replicas: int) ->
     if others := serve.status().applications:
         raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
     threads, gpus = _share(replicas)
-    _on_signals(_interrupt)
+    _on_signals(_interrupt)  # again: Ray has put its own in place
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         options = HTTPOptions(host=host, port=port)
