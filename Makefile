@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/dropgen demo --seeds $(SEEDS)
-	@if [ $(SEEDS) -ge 3 ]; then cp $${DROPGEN_ROOT:-runs}/demo/demo.md docs/results/demo.md; fi
+	@if [ $(SEEDS) -ge 3 ]; then for end in md json; do cp $${DROPGEN_ROOT:-runs}/demo/results.$$end docs/results/demo.$$end; done; fi
 
 test: install
 	@$(BIN)/python -m pytest $(PYTEST)

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from rich.filesize import decimal as size_text
 
 from dropgen.config import Experiment, load_experiment
 from dropgen.console import progress, say, warn
@@ -39,7 +40,6 @@ from dropgen.manifest import git_commit
 
 # Peak bytes per voxel and feature channel while one volume is extracted: MIND on 128^3 took 55, output included.
 EXTRACTION_BYTES = 56
-GIB = 2**30
 
 
 def precompute(
@@ -178,14 +178,14 @@ def _plan(
     available = psutil.virtual_memory().available
     say(
         f"{len(works)} volumes to compute with {workers} workers; "
-        f"disk {disk / GIB:.2f} GiB of {free / GIB:.2f} GiB free, "
-        f"memory up to {memory / GIB:.2f} GiB for each volume in flight ({workers} at once) "
-        f"of {available / GIB:.2f} GiB available"
+        f"disk {size_text(disk)} of {size_text(free)} free, "
+        f"memory up to {size_text(memory)} for each volume in flight ({workers} at once) "
+        f"of {size_text(available)} available"
     )
     if disk > free:
         raise ResourceError(
-            f"the missing entries of {study.name} need {disk / GIB:.2f} GiB and {store.folder} has "
-            f"{free / GIB:.2f} GiB free; free disk space there or choose another folder with --root"
+            f"the missing entries of {study.name} need {size_text(disk)} and {store.folder} has "
+            f"{size_text(free)} free; free disk space there or choose another folder with --root"
         )
     if memory * workers > available:
         warn("the volumes in flight may not fit in memory; if a worker is killed, run again with fewer --workers")

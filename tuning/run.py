@@ -32,12 +32,13 @@ from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
+from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.choice import champion
 from dropgen.tuning.evaluations import evaluate_all
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import headline, table_rows
-from dropgen.tuning.table import terminal
+from dropgen.tuning.table import terminal, write_results
 
 PRECOMPUTE_WORKERS = 2
 PLACES = {
@@ -94,7 +95,7 @@ class Stages:
 def run(experiment: Experiment, root: Path, *, address: str | None = None) -> dict[str, Any]:
     """Study to registered model: check, precompute, search, evaluate, register, report.
 
-    Writes `<root>/<name>/manifest.json`, `summary.json` and `report.html`. Nothing is done twice: a stage
+    Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
     started only for a stage that needs it, once for all of them.
 
@@ -114,6 +115,7 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
             session.enter_context(connect(address, experiment.training.workers * experiment.training.threads))
 
         study = load_study(experiment.study, root)
+        require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
         _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
@@ -158,6 +160,7 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
             lambda: ([build_report(experiment, root)], None),
         )
         write_json(folder / "summary.json", summary)
+        write_results(folder, summary)
     return summary
 
 
@@ -240,6 +243,7 @@ def finish(summary: Mapping[str, Any]) -> None:
         say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")
     for key, name in PLACES.items():
         say(f"{name + ':':18}{summary[key]}")
+    say(f"{'table as text:':18}{Path(summary['report']).with_name('results.md')}")
     say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['store']).parent}")
 
 

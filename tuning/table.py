@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dropgen.manifest import write_json
 from dropgen.platform.evaluation.results import Group, group_rows
 
 LEAST_WIDTH = 120  # characters; a pipe counts as 80, which would wrap every cell
@@ -28,11 +31,21 @@ def terminal(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.get().rstrip()
 
 
+def write_results(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
+    rows = [{name: value for name, value in row.items() if name != "folder"} for row in summary["table"]]
+    told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
+    write_json(folder / "results.json", told | {"table": rows})
+    page = folder / "results.md"
+    page.write_text(markdown(summary))
+    return page
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """The finding, the table and what it cost, as a page."""
     rows = summary["table"]
     header = _header(rows)
-    lines = [" | ".join(cells) for _, cells in _lines(rows)]
+    lines = [" | ".join([*cells, _minutes(group)]) for group, cells in _lines(rows)]
     seeds = sorted({row["seed"] for row in rows})
     seconds = summary["computed_seconds"]
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
@@ -42,10 +55,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
         summary["headline"],
         "",
         f"Dice x 100, mean over subjects{', then mean ± SE over seeds' if len(seeds) > 1 else ''} "
-        f"(seeds {', '.join(map(str, seeds))}). The marked row was chosen by validation Dice.",
+        f"(seeds {', '.join(map(str, seeds))}). The chosen row has the best validation Dice of DropGen's; "
+        "minutes are those of one training.",
         "",
-        f"| {' | '.join(header)} |",
-        f"|---{'|--:' * (len(header) - 1)}|",
+        f"| {' | '.join([*header, 'minutes'])} |",
+        f"|---{'|--:' * len(header)}|",
         *(f"| {line} |" for line in lines),
         "",
         f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}. "
@@ -80,6 +94,10 @@ def _cell(group: Group, column: str) -> str:
     if spread.mean is None:
         return "–"
     return f"{100 * spread.mean:.1f}" + ("" if spread.se is None else f" ± {100 * spread.se:.1f}")
+
+
+def _minutes(group: Group) -> str:
+    return f"{fmean(row['seconds'] for row in group.rows) / 60:.1f}"
 
 
 def _converged(group: Group) -> str:

@@ -14,6 +14,7 @@ from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.study import Study, load_study, validation_cases
 from dropgen.manifest import code_version, digest
+from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits
 
@@ -33,6 +34,25 @@ def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
     """Every method with every combination of its listed option values, with every seed."""
     methods = [variant for method in experiment.methods for variant in _grid(method)]
     return tuple(Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds)
+
+
+def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
+    """Checks all that can be known before anything is computed; returns the trials' methods.
+
+    Raises:
+        ConfigError: A method option is out of range, the crop does not fit the network, or the batch the workers.
+        StudyError: The study has no case to validate on.
+    """
+    methods = [build_method(trial.method) for trial in trials_of(experiment)]
+    require_crop_fits(experiment.network, study.crop)
+    validation_cases(study, experiment.selection.rule)
+    training = experiment.training
+    if training.batch % training.workers:
+        raise ConfigError(
+            f"training.batch = {training.batch} cannot be shared by training.workers = {training.workers}: "
+            "choose a multiple"
+        )
+    return methods
 
 
 def _grid(method: Component) -> list[Component]:
@@ -63,20 +83,11 @@ class Workbench:
         """Loads the study, builds methods and extractor, and checks that the store covers every case.
 
         Raises:
-            ConfigError: A method option is out of range, or the crop does not fit the network.
-            StudyError: The study is broken or has no case to validate on.
+            ConfigError, StudyError: As `require_trainable`.
             StoreError: A case is not in the store.
         """
-        methods = [build_method(trial.method) for trial in trials_of(experiment)]
         study = load_study(experiment.study, root)
-        require_crop_fits(experiment.network, study.crop)
-        validation_cases(study, experiment.selection.rule)
-        training = experiment.training
-        if training.batch % training.workers:
-            raise ConfigError(
-                f"training.batch = {training.batch} cannot be shared by training.workers = {training.workers}: "
-                "choose a multiple"
-            )
+        methods = require_trainable(experiment, study)
         needed = any(method.needs_features for method in methods)
         extractor = build_extractor(experiment.features.extractor) if needed else None
         store = FeatureStore(root / "store")

@@ -255,5 +255,5 @@ def test_a_disk_that_cannot_hold_the_study_is_refused_with_numbers(tiny: StudyFo
     if not root.parent.is_dir():
         pytest.skip("needs Linux's /proc")
     study = load_study(tiny.write(), tmp_path)
-    with pytest.raises(ResourceError, match=r"need \d+\.\d+ GiB and /proc/dropgen/store has 0\.00 GiB free"):
+    with pytest.raises(ResourceError, match=r"need \d+\.\d+ .B and /proc/dropgen/store has 0 bytes free"):
         precompute(experiment(tmp_path / "study.yaml"), study, root)

@@ -55,6 +55,9 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
         (image,) = (root / "study").glob(f"images*/{mask.name.removesuffix('.nii.gz')}_*.nii.gz")
         assert read_mask(mask).array.shape == read_volume(image).array.shape
     assert list(Path(summary["segmentations"]).glob("*.nii.gz"))
+    published = read_json(root / "tiny" / "results.json")
+    assert [row["val_dice"] for row in published["table"]] == [row["val_dice"] for row in rows]
+    assert str(root) not in json.dumps(published) + (root / "tiny" / "results.md").read_text()
 
     monkeypatch.setattr("dropgen.tuning.run.connect", lambda *_: pytest.fail("Ray was asked for with nothing to do"))
     again = run(experiment, root)
@@ -109,6 +112,13 @@ def test_a_broken_study_stops_the_run_before_any_work(root: Path) -> None:
         run(experiment, root)
     assert victim.name.removesuffix("_0000.nii.gz") in str(caught.value)
     assert not (root / "tiny" / "trials").exists()
+
+
+def test_a_crop_that_the_network_cannot_halve_stops_the_run_before_any_work(root: Path) -> None:
+    store = set((root / "store").rglob("*"))
+    with pytest.raises(ConfigError, match=r"crop axis x = 16 voxels"):
+        run(tiny_experiment(root, network={"downs": 4}, features={"dtype": "float16"}), root)
+    assert set((root / "store").rglob("*")) == store
 
 
 def test_p_out_of_range_stops_the_run_before_any_work(root: Path) -> None:

@@ -104,6 +104,7 @@ def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() ->
         {"experiment": "demo", "headline": "It works.", "table": rows, "computed_seconds": {"search": 10.0}}
     )
     assert "| DropGen p = 0.5 (chosen) | 80.0 ± 0.0 | 85.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 65.0 ± 5.0 |" in page
-    assert "| ERM | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | yes |" in page
+    assert "| not converged: 1 of 2 | 0.0 |" in page
+    assert "| ERM | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | yes | 0.0 |" in page
     assert "It works." in page
     assert "seeds 1, 2" in page
