@@ -85,6 +85,7 @@ class Training(Frozen):
     batch: int = Field(4, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
+    loss: Literal["dice_ce"] = "dice_ce"
     validate_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     augmentation: Augmentation = Augmentation()

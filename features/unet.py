@@ -8,6 +8,8 @@ concatenated as [encoder, upsampled].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ class UNet(nn.Module):
         base: Channels at full resolution; doubled by every downsampling.
         downs: Number of downsamplings.
         convs: Convolutions per encoder level after the stem's; the decoder always has two.
+
+    Attributes:
+        level_ends: For every encoder level from the top, the deepest included, the index of its last ReLU.
 
     Shape:
         `[B, in_channels, X, Y, Z]` to `[B, out_channels, X, Y, Z]`; every axis divisible by
@@ -46,6 +51,7 @@ class UNet(nn.Module):
             if level < downs:
                 skips.append(len(layers) - 1)
                 layers.append(nn.MaxPool3d(2))
+        self.level_ends = (*skips, len(layers) - 1)
         for width, skip in zip(reversed(widths[:-1]), reversed(skips), strict=True):
             self._skip_at[len(layers)] = skip
             layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -59,17 +65,29 @@ class UNet(nn.Module):
 
     def forward(self, x_bcxyz: Tensor, tap: int | None = None) -> Tensor:
         """Runs the list, up to and including module `tap` when one is given."""
-        kept: dict[int, Tensor] = {}
-        wanted = set(self._skip_at.values())
-        for index, layer in enumerate(self.model):
-            x_bcxyz = layer(x_bcxyz)
-            if index in self._skip_at:
-                x_bcxyz = torch.cat((kept.pop(self._skip_at[index]), x_bcxyz), dim=1)
-            if index in wanted:
-                kept[index] = x_bcxyz
-            if index == tap:
-                break
+        x_bcxyz, _ = self._run(x_bcxyz, {}, 0, len(self.model) if tap is None else tap + 1)
         return x_bcxyz
+
+    def encode(self, x_bcxyz: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The deepest encoder output, and the skip connections that `decode` wants with it."""
+        return self._run(x_bcxyz, {}, 0, self.level_ends[-1] + 1)
+
+    def decode(self, deepest_bcxyz: Tensor, skips: Mapping[int, Tensor]) -> Tensor:
+        """Logits from what `encode` returned; may be called more than once."""
+        x_bcxyz, _ = self._run(deepest_bcxyz, dict(skips), self.level_ends[-1] + 1, len(self.model))
+        return x_bcxyz
+
+    def _run(
+        self, x_bcxyz: Tensor, skips: dict[int, Tensor], start: int, stop: int
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        wanted = set(self._skip_at.values())
+        for index in range(start, stop):
+            x_bcxyz = self.model[index](x_bcxyz)
+            if index in self._skip_at:
+                x_bcxyz = torch.cat((skips.pop(self._skip_at[index]), x_bcxyz), dim=1)
+            if index in wanted:
+                skips[index] = x_bcxyz
+        return x_bcxyz, skips
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv3d:

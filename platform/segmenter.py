@@ -32,7 +32,7 @@ from dropgen.features.studies.volume import Volume
 from dropgen.platform import methods
 from dropgen.platform.evaluation.inference import predict_logits
 from dropgen.platform.methods import Method
-from dropgen.platform.networks import build_predictor
+from dropgen.platform.networks import build_network
 
 FORMAT = 1
 SPEC_FILE = "segmenter.json"
@@ -197,8 +197,8 @@ class Segmenter:
         spec, weights = _read(folder)
         method = methods.build(spec.method)
         extractor = extractors.build(spec.extractor, device) if spec.extractor and method.needs_features else None
-        channels = method.in_channels(extractor.channels if extractor else 0)
-        network = build_predictor(spec.network, channels, len(spec.classes)).to(device).eval()
+        channels = extractor.channels if extractor else 0
+        network = build_network(spec.network, method, channels, len(spec.classes)).to(device).eval()
         segmenter = cls(spec, network, method, extractor, device)
         try:
             network.load_state_dict(tensors_from_bytes(weights))

@@ -12,14 +12,16 @@ class Batch:
     """One batch of augmented crops.
 
     Attributes:
-        image_b1xyz: The image channel, in the study's intensity rule.
-        label_b1xyz: Class indices, int64.
+        image_bcxyz: The image in the study's intensity rule, one channel unless the method's `augment` made more.
+        label_bcxyz: Class indices, int64 `[B, 1, X, Y, Z]`, or the class probabilities that `augment` made of them.
         features_bcxyz: Instance-normalised features; None for methods that need none. Channels that
             `kept_bc` drops may be zero already: they were never read.
         kept_bc: Which input channels each sample keeps, as the method planned it.
+        seed: Seeds PyTorch's global generator before the step, for what layers and losses draw.
     """
 
-    image_b1xyz: Tensor
-    label_b1xyz: Tensor
+    image_bcxyz: Tensor
+    label_bcxyz: Tensor
     features_bcxyz: Tensor | None
     kept_bc: Tensor
+    seed: int = 0

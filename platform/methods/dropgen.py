@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from dropgen.errors import ConfigError
 from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.method import Criterion, Method
 
 
 @dataclass(frozen=True)
-class DropGen:
+class DropGen(Method):
     """Channel dropout on u = [x; r], r = IN(F(x)), directly before the first convolution.
 
     In training every sample b and channel c draws m[b, c] ~ Bernoulli(1 - p) and the network sees
@@ -61,9 +62,9 @@ class DropGen:
         assert features_bcxyz is not None
         return torch.cat((image_b1xyz, features_bcxyz), dim=1)
 
-    def loss(self, network: nn.Module, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u'."""
-        u = self.inputs(batch.image_b1xyz, batch.features_bcxyz)
+        u = self.inputs(batch.image_bcxyz, batch.features_bcxyz)
         if self.p > 0:
             u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
-        return criterion(network(u), batch.label_b1xyz)
+        return criterion(network(u), batch.label_bcxyz)

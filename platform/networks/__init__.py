@@ -8,6 +8,7 @@ from torch import nn
 from dropgen.config import Network
 from dropgen.errors import ConfigError
 from dropgen.features.unet import UNet
+from dropgen.platform.methods import Method
 
 
 def build_predictor(network: Network, in_channels: int, classes: int) -> nn.Module:
@@ -18,6 +19,11 @@ def build_predictor(network: Network, in_channels: int, classes: int) -> nn.Modu
     """
     predictor = UNet(in_channels, classes, base=network.base, downs=network.downs, convs=network.convs)
     return predictor.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def build_network(network: Network, method: Method, feature_channels: int, classes: int) -> nn.Module:
+    """What a method trains: the configured predictor, with what the method puts around it or into its layers."""
+    return method.network(lambda width: build_predictor(network, width, classes), feature_channels, classes)
 
 
 def require_crop_fits(network: Network, crop: tuple[int, int, int]) -> None:

@@ -23,6 +23,7 @@ from dropgen.platform.training.augment import add_noise, warp
 from dropgen.platform.training.plan import Sample, SamplePlan
 
 PREFETCH = 4
+METHOD_STREAM = 1  # beside the noise seed: what a method draws must not repeat what the augmentation draws
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Batches:
     Attributes:
         plan: What each slot of each step is.
         slots: The slots of this worker.
-        method: Whether and which features are needed.
+        method: Which features are needed, and what it does to the crops.
+        classes: Number of classes, background included.
         store: Where volumes, labels and stored features are.
         keys: Store keys of every training case.
         extractor: For online features, and for what stored features are beyond the crop.
@@ -44,6 +46,7 @@ class Batches:
     plan: SamplePlan
     slots: tuple[int, ...]
     method: Method
+    classes: int
     store: FeatureStore
     keys: Mapping[str, CaseKeys]
     extractor: Extractor | None
@@ -55,8 +58,13 @@ class Batches:
         """The batch of one step, on the device."""
         samples = [self.plan.sample(step, slot) for slot in self.slots]
         read = [self._read(sample) for sample in samples]
-        units = torch.stack([unit for unit, _, _ in read]).to(self.device)
-        labels = torch.stack([label for _, label, _ in read]).to(self.device)
+        units, labels = self.method.augment(
+            torch.stack([unit for unit, _, _ in read]),
+            torch.stack([label for _, label, _ in read]),
+            self.classes,
+            [np.random.default_rng((sample.noise_seed, METHOD_STREAM)) for sample in samples],
+        )
+        units, labels = units.to(self.device), labels.to(self.device)
         kept = torch.from_numpy(np.stack([sample.kept for sample in samples])).to(self.device)
         features = None
         if self.method.needs_features:
@@ -66,14 +74,15 @@ class Batches:
                 assert self.extractor is not None
                 features = self.extractor(units)
             features = instance_norm(features)
-        return Batch(self._rescale(units, samples), labels, features, kept)
+        seed = samples[0].noise_seed
+        return Batch(self._rescale(units, samples), labels, features, kept, seed)
 
-    def _rescale(self, units_b1xyz: Tensor, samples: list[Sample]) -> Tensor:
+    def _rescale(self, units_bcxyz: Tensor, samples: list[Sample]) -> Tensor:
         """Unit scale to the study's intensity rule."""
         volumes = [self.store.volume(self.keys[sample.case].volume) for sample in samples]
         shift = torch.tensor([volume.shift for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
         scale = torch.tensor([volume.scale for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
-        return (units_b1xyz - shift) / scale
+        return (units_bcxyz - shift) / scale
 
     def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
         """One sample's unit crop `[1, ...]`, label `[1, ...]` and raw features `[C, ...]`."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from dropgen.config import Training
@@ -18,6 +17,7 @@ from dropgen.errors import DivergenceError
 from dropgen.platform.methods import Method
 from dropgen.platform.training.batches import Batches, Prefetched
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
+from dropgen.platform.training.losses import build_loss
 from dropgen.platform.training.workers import Workers
 
 LOSS_EVERY = 20
@@ -85,11 +85,6 @@ class Task:
     device: str
 
 
-def dice_ce() -> Callable[[Tensor, Tensor], Tensor]:
-    """Soft Dice without background plus cross-entropy with it, weight 1 each."""
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
-
-
 def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -> History:
     """Trains from the last checkpoint, or from the start, to the last step.
 
@@ -104,7 +99,7 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=training.steps)
     start, history = _restore(task, network, optimizer, scheduler)
     wrapped = workers.wrap(network)
-    criterion = dice_ce()
+    criterion = build_loss(training.loss)
     pending: list[tuple[int, Tensor]] = []
     loader = Prefetched(task.batches, start, training.steps)
     began, waited_before, spent_before = time.perf_counter(), history.wait_seconds, history.train_seconds
@@ -112,6 +107,7 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
     for index, batch in loader:
         step = index + 1
         network.train()
+        torch.manual_seed(batch.seed)  # so that resuming needs the step alone, whatever layers draw
         with torch.autocast(task.device, torch.bfloat16, enabled=task.device == "cuda"):
             loss = task.method.loss(wrapped, batch, criterion)
         optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import build_predictor
+from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter, SegmenterSpec
 from dropgen.platform.training.batches import Batches
 from dropgen.platform.training.bench import Workbench
@@ -53,7 +53,7 @@ def run_trial(
     method = build_method(trial.method)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
-    network = build_predictor(experiment.network, method.in_channels(channels), len(bench.study.classes))
+    network = build_network(experiment.network, method, channels, len(bench.study.classes))
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     task = Task(
         network=network,
@@ -120,6 +120,7 @@ def _batches(bench: Workbench, trial: Trial, method: Method, channels: int, work
         plan=plan,
         slots=tuple(range(training.batch))[workers.rank :: workers.size],
         method=method,
+        classes=len(bench.study.classes),
         store=bench.store,
         keys={case.id: bench.index.keys[case.id] for case in cases},
         extractor=bench.extractor if method.needs_features else None,

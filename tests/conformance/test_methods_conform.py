@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from dropgen.config import Component, Network
+from dropgen.features.studies.volume import Volume
 from dropgen.platform.methods import METHODS, Method, build
 from dropgen.platform.methods.batch import Batch
-from dropgen.platform.networks import build_predictor
-from dropgen.platform.training.loop import dice_ce
+from dropgen.platform.networks import build_network
+from dropgen.platform.segmenter import Segmenter
+from dropgen.platform.training.losses import dice_ce
+from tests_support.segmenters import make_segmenter
 
 CHANNELS, CLASSES = 4, 3
 
@@ -21,9 +27,9 @@ def method(request: pytest.FixtureRequest) -> Method:
     return build(Component.of(request.param))
 
 
-def network_for(method: Method) -> nn.Module:
-    torch.manual_seed(0)
-    return build_predictor(Network(base=2, downs=1), method.in_channels(CHANNELS), CLASSES)
+def network_for(method: Method, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_network(Network(base=2, downs=1), method, CHANNELS, CLASSES)
 
 
 def batch_for(
@@ -32,17 +38,30 @@ def batch_for(
     generator, draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
     kept = torch.from_numpy(np.stack([method.plan(draws, CHANNELS) for _ in range(samples)]))
     image = torch.rand(samples, 1, *size, generator=generator)
+    label = torch.randint(CLASSES, (samples, 1, *size), generator=generator)
     features = torch.randn(samples, CHANNELS, *size, generator=generator) if method.needs_features else None
     if constant:
         image, features = torch.zeros_like(image), None if features is None else torch.zeros_like(features)
-    return Batch(image, torch.randint(CLASSES, (samples, 1, *size), generator=generator), features, kept)
+    image, label = method.augment(image, label, CLASSES, [np.random.default_rng((1, s)) for s in range(samples)])
+    return Batch(image, label, features, kept, seed=1)
+
+
+def loss_of(method: Method, network: nn.Module, batch: Batch) -> Tensor:
+    torch.manual_seed(batch.seed)
+    return method.loss(network.train(), batch, dice_ce())
 
 
 def loss_and_gradients(method: Method, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     network = network_for(method)
-    loss = method.loss(network, batch, dice_ce())
+    loss = loss_of(method, network, batch)
     loss.backward()
     return loss.detach(), [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+
+
+def whole_input(method: Method, size: tuple[int, int, int] = (4, 6, 8)) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, CHANNELS, *size, generator=generator) if method.needs_features else None
+    return method.inputs(torch.rand(1, 1, *size, generator=generator), features)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -50,7 +69,8 @@ def loss_and_gradients(method: Method, batch: Batch) -> tuple[Tensor, list[Tenso
 def test_every_parameter_gets_a_finite_gradient(method: Method, samples: int, size: tuple[int, int, int]) -> None:
     loss, gradients = loss_and_gradients(method, batch_for(method, size, samples))
     assert loss.ndim == 0
-    assert len(gradients) == len(list(network_for(method).parameters()))
+    trained = [parameter for parameter in network_for(method).parameters() if parameter.requires_grad]
+    assert len(gradients) == len(trained)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
@@ -65,18 +85,48 @@ def test_the_same_seed_gives_the_same_loss_and_gradients(method: Method) -> None
 
 
 def test_inference_takes_the_width_that_was_promised_and_draws_nothing(method: Method) -> None:
-    batch = batch_for(method)
+    network = network_for(method).eval()
     state = torch.get_rng_state()
-    one, two = (method.inputs(batch.image_b1xyz, batch.features_bcxyz) for _ in range(2))
-    assert torch.equal(one, two)
+    one, two = (whole_input(method) for _ in range(2))
     assert one.shape[1] == method.in_channels(CHANNELS)
+    logits = network(one)
+    assert logits.shape == (1, CLASSES, 4, 6, 8)
+    assert torch.equal(logits, network(two))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_checkpoint_gives_the_same_network(method: Method) -> None:
+    network, other = network_for(method, seed=0), network_for(method, seed=1)
+    loss_of(method, network, batch_for(method)).backward()
+    other.load_state_dict(network.state_dict())
+    x_bcxyz = whole_input(method)
+    assert torch.equal(network.eval()(x_bcxyz), other.eval()(x_bcxyz))
+
+
+def test_a_bundle_predicts_what_was_saved_at_an_odd_size(method: Method, tmp_path: Path) -> None:
+    segmenter = make_segmenter(Component.of(method.name))
+    segmenter.save(tmp_path / "bundle")
+    array = gaussian_filter(np.random.default_rng(0).normal(size=(17, 21, 19)), 2).astype(np.float32)
+    volume = Volume(array, np.eye(4))
+    mask = segmenter.predict(volume)
+    assert mask.shape == array.shape
+    np.testing.assert_array_equal(Segmenter.load(tmp_path / "bundle").predict(volume), mask)
 
 
 def test_training_leaves_no_hook_behind(method: Method) -> None:
     network = network_for(method)
-    method.loss(network, batch_for(method), dice_ce())
+    loss_of(method, network, batch_for(method)).backward()
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
+    assert all(not module._backward_hooks for module in network.modules())
+
+
+def test_labels_stay_labels_of_the_same_grid(method: Method) -> None:
+    batch = batch_for(method)
+    if batch.label_bcxyz.is_floating_point():
+        assert batch.label_bcxyz.shape == (2, CLASSES, 4, 6, 8)
+        assert torch.allclose(batch.label_bcxyz.sum(dim=1), torch.ones(2, 4, 6, 8))
+    else:
+        assert batch.label_bcxyz.shape == (2, 1, 4, 6, 8)
 
 
 def test_a_few_steps_lower_the_loss_of_a_fixed_batch(method: Method) -> None:
@@ -84,7 +134,7 @@ def test_a_few_steps_lower_the_loss_of_a_fixed_batch(method: Method) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
-        loss = method.loss(network, batch, dice_ce())
+        loss = loss_of(method, network, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

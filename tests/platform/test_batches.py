@@ -36,7 +36,7 @@ def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: ob
     )  # type: ignore[arg-type]
     augmentation = bench.experiment.training.augmentation.model_copy(update={"intensity": False} | changes)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
-    return Batches(plan, (0, 1), method, bench.store, keys, Mind(), stored, augmentation, "cpu")
+    return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), stored, augmentation, "cpu")
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -44,7 +44,7 @@ def test_stored_features_equal_online_ones_when_the_crop_is_the_volume(bench: Wo
     whole = (20, 20, 20)
     stored = batches(bench, crop=whole).at(step)
     online = batches(bench, crop=whole, stored=False).at(step)
-    assert torch.equal(stored.image_b1xyz, online.image_b1xyz)
+    assert torch.equal(stored.image_bcxyz, online.image_bcxyz)
     assert stored.features_bcxyz is not None
     assert online.features_bcxyz is not None
     assert torch.allclose(stored.features_bcxyz, online.features_bcxyz, atol=2e-4)
@@ -110,8 +110,8 @@ def test_noise_is_a_function_of_its_seed_and_stays_in_the_unit_scale() -> None:
 
 def test_intensity_noise_leaves_stored_features_and_labels_alone(bench: Workbench) -> None:
     clean, noisy = batches(bench).at(2), batches(bench, intensity=True, probability=1.0).at(2)
-    assert not torch.equal(clean.image_b1xyz, noisy.image_b1xyz)
-    assert torch.equal(clean.label_b1xyz, noisy.label_b1xyz)
+    assert not torch.equal(clean.image_bcxyz, noisy.image_bcxyz)
+    assert torch.equal(clean.label_bcxyz, noisy.label_bcxyz)
     assert clean.features_bcxyz is not None
     assert noisy.features_bcxyz is not None
     assert torch.equal(clean.features_bcxyz, noisy.features_bcxyz)
@@ -120,7 +120,7 @@ def test_intensity_noise_leaves_stored_features_and_labels_alone(bench: Workbenc
 def test_prefetched_batches_come_in_order_and_equal_the_direct_ones(bench: Workbench) -> None:
     maker = batches(bench, p=0.5)
     for step, batch in Prefetched(maker, 2, 6):
-        assert torch.equal(batch.image_b1xyz, maker.at(step).image_b1xyz)
+        assert torch.equal(batch.image_bcxyz, maker.at(step).image_bcxyz)
 
 
 def test_an_error_while_loading_reaches_the_training_loop(bench: Workbench) -> None:

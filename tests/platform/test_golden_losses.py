@@ -16,7 +16,7 @@ from dropgen.platform.methods import Method
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.erm import Erm
-from dropgen.platform.training.loop import dice_ce
+from dropgen.platform.training.losses import dice_ce
 from tests_support.formulas import formula_volume, set_formula_weights
 
 

@@ -16,7 +16,7 @@ from dropgen.platform.methods import build
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.rep_only import RepOnly
-from dropgen.platform.training.loop import dice_ce
+from dropgen.platform.training.losses import dice_ce
 
 CHANNELS = 5
 
@@ -47,7 +47,7 @@ def test_p_zero_is_plain_concatenation_bit_for_bit() -> None:
     batch = batch_for(DropGen(p=0))
     assert batch.kept_bc.all()
     assert torch.equal(
-        seen_by_the_network(DropGen(p=0), batch), DropGen().inputs(batch.image_b1xyz, batch.features_bcxyz)
+        seen_by_the_network(DropGen(p=0), batch), DropGen().inputs(batch.image_bcxyz, batch.features_bcxyz)
     )
 
 
@@ -55,7 +55,7 @@ def test_p_zero_is_plain_concatenation_bit_for_bit() -> None:
 def test_every_channel_is_zero_or_exactly_u_over_one_minus_p(p: float) -> None:
     method = DropGen(p=p)
     batch = batch_for(method, samples=32)
-    u = method.inputs(batch.image_b1xyz, batch.features_bcxyz)
+    u = method.inputs(batch.image_bcxyz, batch.features_bcxyz)
     seen = seen_by_the_network(method, batch)
     for b in range(32):
         for c in range(1 + CHANNELS):

@@ -7,7 +7,7 @@ import torch
 from dropgen.config import Component, Network
 from dropgen.features import extractors
 from dropgen.platform import methods
-from dropgen.platform.networks import build_predictor
+from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter, SegmenterSpec
 
 MIND = Component.of("mind")
@@ -30,14 +30,14 @@ def make_segmenter(method: Component, seed: int = 0, **changes: object) -> Segme
         extractor_fingerprint=extractor.fingerprint if extractor else None,
     ).model_copy(update=changes)
     torch.manual_seed(seed)
-    channels = rule.in_channels(extractor.channels if extractor else 0)
-    network = build_predictor(NETWORK, channels, len(spec.classes))
+    channels = extractor.channels if extractor else 0
+    network = build_network(NETWORK, rule, channels, len(spec.classes))
     head = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d)][-1]
     with torch.no_grad():
         # Batch statistics that fit the input and a head without a favourite class: else one class wins everywhere.
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm3d):
                 module.momentum = 1.0
-        network(torch.rand(2, channels, 16, 16, 16))
+        network(torch.rand(2, rule.in_channels(channels), 16, 16, 16))
         head.weight -= head.weight.mean(dim=(1, 2, 3, 4), keepdim=True)
     return Segmenter(spec, network.eval(), rule, extractor)

@@ -1,0 +1,90 @@
+"""What a training method is: plain training on the image, with one place for every change to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from dropgen.platform.methods.batch import Batch
+
+# Logits `[B, K, X, Y, Z]` and label, int64 `[B, 1, ...]` or class probabilities `[B, K, ...]`, to a scalar.
+Criterion = Callable[[Tensor, Tensor], Tensor]
+# Input channels to an untrained predictor.
+MakePredictor = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a predictor; left as it is, empirical risk minimisation on the image.
+
+    A subclass is a frozen dataclass whose fields are its hyperparameters, and overrides what it changes. In the
+    order of one training step: `plan` decides which input channels survive, before anything is read; `augment` changes
+    the crops, before features are extracted from them; `network` builds what is trained; `loss` is minimised.
+
+    Attributes:
+        name: Registry name.
+        acts_on: Where it acts: "nothing", "input", "layers", "loss".
+        needs_features: Whether an extractor's features enter the network.
+        needs_unet: Whether it reaches into the layers of the flat UNet, and so takes no other predictor.
+        under_dropgen: Whether `dropgen+<name>` makes sense: it changes image and label of a crop, and nothing else.
+        search_space: For each hyperparameter the values that a search tries.
+        source: Where the method is published.
+    """
+
+    name: ClassVar[str]
+    acts_on: ClassVar[str]
+    needs_features: ClassVar[bool] = False
+    needs_unet: ClassVar[bool] = False
+    under_dropgen: ClassVar[bool] = False
+    search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    source: ClassVar[str]
+
+    def in_channels(self, feature_channels: int) -> int:
+        """Width of the network's input."""
+        return 1
+
+    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+        """Which input channels one training sample keeps, bool `[in_channels]`, before any is read."""
+        return np.ones(self.in_channels(feature_channels), dtype=bool)
+
+    def augment(
+        self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Changes a batch of crops in unit scale, before features are extracted from them; in training only.
+
+        Runs in the loader's thread: all randomness comes from the generators.
+
+        Args:
+            image_bcxyz: `[B, 1, X, Y, Z]` float32 in [0, 1].
+            label_bcxyz: `[B, 1, X, Y, Z]` int64.
+            classes: K, background included.
+            generators: One per sample; a decision about the whole batch takes the first.
+
+        Returns:
+            The image, with as many channels as the method wants, and the label, or float class probabilities
+            `[B, K, X, Y, Z]`.
+        """
+        return image_bcxyz, label_bcxyz
+
+    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+        """Builds the network that is trained, stored and served.
+
+        Called with a whole input `[B, in_channels, X, Y, Z]` alone, in eval mode, it must give logits
+        `[B, classes, X, Y, Z]`; in training mode `loss` may hand it more.
+        """
+        return predictor(self.in_channels(feature_channels))
+
+    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
+        """The network's input at inference: nothing random, nothing dropped."""
+        return image_b1xyz
+
+    def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        """The scalar training loss of one batch.
+
+        Layers and losses may draw from PyTorch's global generator: it is seeded before every step.
+        """
+        return criterion(network(batch.image_bcxyz), batch.label_bcxyz)
