@@ -21,7 +21,7 @@ demo: install
 	@if [ $(SEEDS) -ge 3 ]; then for end in md json; do cp $${DROPGEN_ROOT:-runs}/demo/results.$$end docs/results/demo.$$end; done; fi
 
 test: install
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -145,11 +145,16 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     missing = _samples(bench, space) - len(done)
     failures: list[Failure] = []
     if missing > 0 and time.monotonic() < deadline:
+        ahead = [_prefixed(space, trial) for trial, dice in known if dice is None]
+        if space.size <= bench.experiment.search.trials:  # a sampler would draw some points twice and others never
+            every = [_prefixed(space, space.trial(point, seed)) for point in space.points()]
+            begun = [_prefixed(space, trial) for trial, _ in known]
+            ahead += [point for point in every if point not in begun]
         searcher = OptunaSearch(
             {f"point/{key}": distribution for key, distribution in space.distributions.items()},
             metric="val_dice",
             mode="max",
-            points_to_evaluate=[_prefixed(space, trial) for trial, dice in known if dice is None],
+            points_to_evaluate=ahead,
             # A resumed search must not draw the very points again that it began with.
             sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, _samples(bench, space) // 4)),
         )

@@ -7,8 +7,9 @@ once per seed as it stands.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,16 @@ class Space:
             len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else math.inf
             for distribution in self.distributions.values()
         )
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every point of a space of finite size."""
+        choices = [
+            distribution.choices
+            for distribution in self.distributions.values()
+            if isinstance(distribution, CategoricalDistribution)
+        ]
+        for values in itertools.product(*choices):
+            yield dict(zip(self.distributions, values, strict=True))
 
     def trial(self, point: Mapping[str, Any], seed: int) -> Trial:
         """The trial at one point, floats rounded to four significant digits so that labels stay readable."""

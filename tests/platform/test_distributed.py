@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dropgen.platform.training.checkpoint import load_checkpoint
 from tests_support.checkpoints import digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+log = logging.getLogger("killed rank")  # `python -m pytest -m nightly --log-cli-level=INFO` shows what happens when
 
 CHILD = """
 import sys
@@ -52,22 +54,34 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.nightly
 @pytest.mark.timeout(400)
 def test_a_killed_rank_changes_nothing_about_the_result(tmp_path: Path) -> None:
+    log.info("two ranks train 40 steps undisturbed")
     assert start(tmp_path, "undisturbed").wait(timeout=180) == 0
+    log.info("the same again, with a checkpoint every second step")
     process = start(tmp_path, "disturbed")
     assert process.stdout is not None
     for line in process.stdout:
+        if line.startswith("step"):
+            log.info("reported: %s", line.strip())
         if line.startswith("step") and int(line.split()[1]) >= 10:
             break
     victims = ranks_of(process)
     assert len(victims) == 2
     victims[-1].kill()
+    log.info("the ranks are processes %s; SIGKILL to %d", [victim.pid for victim in victims], victims[-1].pid)
     began = time.monotonic()
-    steps = [int(line.split()[1]) for line in process.stdout if line.startswith("step")]
+    steps = []
+    for line in process.stdout:
+        if line.startswith("step"):
+            steps.append(int(line.split()[1]))
+            log.info("reported: %s", line.strip())
     assert process.wait(timeout=240) == 0, f"after {time.monotonic() - began:.0f} s"
     assert steps[-1] == 40
 
     folders = [next((tmp_path / name / "trials").iterdir()) for name in ("undisturbed", "disturbed")]
-    assert digest_of(folders[0] / "last.ckpt") == digest_of(folders[1] / "last.ckpt")
+    digests = [digest_of(folder / "last.ckpt") for folder in folders]
+    log.info("weights, optimizer and scheduler, undisturbed: %s", digests[0])
+    log.info("weights, optimizer and scheduler, disturbed:   %s", digests[1])
+    assert digests[0] == digests[1]
     bundles = [(folder / "bundle/weights.safetensors").read_bytes() for folder in folders]
     assert bundles[0] == bundles[1]
     curves = [read_json(folder / "result.json")["curve"]["validation"] for folder in folders]

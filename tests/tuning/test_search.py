@@ -147,6 +147,14 @@ def test_tpe_samples_within_the_range_and_counts_what_it_knows_when_resumed(root
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_tpe_tries_every_value_of_a_list_that_fits_its_budget_once(root: Path) -> None:
+    experiment = tiny_experiment(root, **GRID, search={"sampler": "tpe", "trials": 5})
+    trials = search(experiment, root, register=False)["trials"]
+    assert sorted(trial["p"] for trial in trials) == [0, 0.25, 0.5]
+
+
 @pytest.mark.nightly
 @pytest.mark.usefixtures("ray_session")
 def test_tpe_explores_with_the_first_seed_and_trains_its_best_point_with_the_others(root: Path) -> None:

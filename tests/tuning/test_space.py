@@ -90,3 +90,11 @@ def test_a_space_of_lists_knows_how_many_points_it_has() -> None:
     )
     assert lists.size == 6
     assert Space(Component.of("dropgen"), {"p": FloatDistribution(0, 0.5)}).size == float("inf")
+
+
+def test_a_space_of_lists_has_as_many_points_as_its_size_and_holds_each() -> None:
+    methods = [{"name": "dropgen", "p": [0.1, 0.5, 0.9], "min_keep": [0, 1]}]
+    (space,) = plan(experiment(methods, "tpe")).spaces
+    points = list(space.points())
+    assert len(points) == len({tuple(point.items()) for point in points}) == space.size == 6
+    assert all(space.point(space.trial(point, seed=1).method) == point for point in points)
