@@ -27,7 +27,8 @@ from dropgen.features.extractors import extract
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.index import StudyIndex
 from dropgen.features.precompute import command, precompute, status
-from dropgen.features.store import COMMIT, KINDS, FeatureStore
+from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store.entry import COMMIT
 from dropgen.features.studies.prepare import prepare, prepare_label
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask, write_volume

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropgen.errors import ResourceError, StoreError
-from dropgen.features.store import COMMIT, KINDS, FeatureStore
+from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store.entry import COMMIT
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.manifest import digest
