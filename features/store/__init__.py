@@ -64,7 +64,7 @@ class FeatureStore:
         provenance: Mapping[str, Any],
         dtype: str = "float16",
     ) -> None:
-        """Stores the raw features of a volume, cast to `dtype`.
+        """Stores the raw features of a volume as float16, float32 or int8 (`compact.py`).
 
         Raises:
             StoreError: A value is not finite, or not any more in `dtype`; names the case and the channel.

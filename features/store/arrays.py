@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 
 from dropgen.errors import StoreError
+from dropgen.features.store.compact import encode
 from dropgen.features.store.entry import read_commit
 
 METADATA = "zarr.json"
@@ -40,7 +41,7 @@ def write_array(
         folder: Becomes the Zarr array.
         array: `[X, Y, Z]` or `[C, X, Y, Z]`.
         chunk: Size of a chunk; its first axis is the step of the writing.
-        dtype: Type to store.
+        dtype: Type to store; int8 stands for one byte per value with `scale` and `offset` of every chunk as attributes.
         attributes: JSON values kept with the array.
         where: Begins every complaint: `case one`.
 
@@ -61,17 +62,25 @@ def write_array(
         config={"write_empty_chunks": True},  # else a channel of zeros would have no file to map
     )
     step = chunk[0]
+    affine = []
     for start in range(0, array.shape[0], step):
         part = array[start : start + step]
-        with np.errstate(over="ignore"):
-            cast = part.astype(dtype, copy=False)
-        if not np.isfinite(cast).all():
-            what = f"channel {start} of the features" if step == 1 and array.ndim == 4 else "the volume"
-            if np.isfinite(part).all():
-                high = float(np.abs(part).max())
-                raise StoreError(f"{where}: {what} reaches {high:g}, too much for {dtype}; use features.dtype=float32")
+        what = f"channel {start} of the features" if step == 1 and array.ndim == 4 else "the volume"
+        if not np.isfinite(part).all():
             raise StoreError(f"{where}: {what} holds values that are not finite; check the image")
+        if dtype == np.int8:
+            cast, *line = encode(part)
+            affine.append(line)
+        else:
+            with np.errstate(over="ignore"):
+                cast = part.astype(dtype, copy=False)
+        if not np.isfinite(cast).all():
+            high = float(np.abs(part).max())
+            raise StoreError(f"{where}: {what} reaches {high:g}, too much for {dtype}; use features.dtype=float32")
         target[start : start + step] = cast
+    if affine:
+        scale, offset = zip(*affine, strict=True)
+        target.attrs.update({"scale": scale, "offset": offset})
 
 
 def open_array(folder: Path) -> tuple[tuple[int, ...], np.dtype[Any], dict[str, Any]]:
