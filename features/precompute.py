@@ -75,14 +75,16 @@ def precompute(
     extractor = None if component is None else build(component)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     store.sweep()
+    if planned := missing_work(study, index, store):
+        workers = max(1, min(workers, len(planned)))
+        _plan(planned, study, extractor, experiment.features.dtype, store, workers)
     _save_index(index, store)
+    # Looked for only now: `dropgen store gc` may have taken what no index referred to until here.
     reused, _ = index.count(store)
     works = missing_work(study, index, store)
     problems: list[str] = []
     seconds = 0.0
     if works:
-        workers = max(1, min(workers, len(works)))
-        _plan(works, study, extractor, experiment.features.dtype, store, workers)
         recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
         with connect(address, cpus=workers):
             extraction_started = time.perf_counter()
