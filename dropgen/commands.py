@@ -72,13 +72,27 @@ VERBS: dict[str, Verb] = {
     "precompute": Verb(
         "write prepared volumes, labels and features of every case to the Zarr store",
         "dropgen.features.precompute:command",
-        ("precompute my.yaml", "precompute my.yaml --workers 4", "precompute my.yaml --status"),
+        ("precompute my.yaml", "precompute my.yaml --workers 4"),
         (
             EXPERIMENT,
             option("--workers", type=int, default=2, help="extractor processes (default 2)"),
-            option("--status", action="store_true", help="only show what is done and what is missing"),
-            option("--verify", action="store_true", help="only re-hash every stored entry"),
             ADDRESS,
+        ),
+        overrides=True,
+    ),
+    "store": Verb(
+        "look after the store: what is missing, damaged, large or not needed any more",
+        "dropgen.features.store.command:command",
+        ("store status my.yaml", "store verify my.yaml", "store du", "store gc", "store gc --yes"),
+        (
+            option(
+                "action",
+                choices=("status", "verify", "du", "gc"),
+                help="status: count what an experiment has and lacks; verify: hash every byte again, of an experiment "
+                "or of all; du: bytes per study, extractor and kind; gc: list what no study refers to",
+            ),
+            option("experiment", type=Path, nargs="?", help="experiment YAML, for status and verify"),
+            option("--yes", action="store_true", help="with gc: delete what it lists"),
         ),
         overrides=True,
     ),

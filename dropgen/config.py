@@ -59,7 +59,7 @@ class Features(Frozen):
 
     extractor: Component = Component.of("mind")
     source: Literal["stored", "online"] = "stored"
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["int8", "float16", "float32"] = "float16"
 
 
 class Network(Frozen):

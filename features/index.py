@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -10,11 +12,12 @@ from pathlib import Path
 
 from dropgen.errors import StoreError, VolumeError
 from dropgen.features.extractors import Extractor
-from dropgen.features.store import FeatureStore, Kind
+from dropgen.features.store import KINDS, FeatureStore, Kind
 from dropgen.features.studies.prepare import Preparation, resolve_rule
 from dropgen.features.studies.study import Case, Study
 from dropgen.manifest import digest, file_digest, read_json, write_json
 
+STUDIES = "studies"
 SETTLED_SECONDS = 2.0  # a file younger than a clock tick can change again without a new time stamp
 
 
@@ -100,9 +103,50 @@ class StudyIndex:
             )
         raise StoreError(f"{sentence}; run `dropgen precompute EXPERIMENT`")
 
+    def entries(self) -> list[tuple[Kind, str]]:
+        """Every entry of the study once, even where cases share it."""
+        return list(dict.fromkeys(entry for keys in self.keys.values() for entry in keys.entries()))
+
+    def count(self, store: FeatureStore) -> tuple[dict[Kind, int], dict[Kind, int]]:
+        """How many entries of each kind are in the store, and how many are not."""
+        found = Counter((kind, store.has(kind, key)) for kind, key in self.entries())
+        return {kind: found[kind, True] for kind in KINDS}, {kind: found[kind, False] for kind in KINDS}
+
+    def sizes(self, store: FeatureStore) -> dict[Kind, int]:
+        """Bytes of each kind that are in the store."""
+        bytes_of = Counter[Kind]()
+        for kind, key in self.entries():
+            if store.has(kind, key):
+                bytes_of[kind] += store.size(kind, key)
+        return {kind: bytes_of[kind] for kind in KINDS}
+
     def save(self, store: FeatureStore) -> None:
-        """Writes the index to `<store>/studies/<study>.json`."""
-        write_json(store.folder / "studies" / f"{self.study}.json", asdict(self))
+        """Writes the index to `<store>/studies/`, one file for each study, extractor and type.
+
+        What no saved index refers to is garbage, so it is saved before the first entry is looked for.
+        """
+        parts = (self.study,) if self.extractor is None else (self.study, self.extractor, self.dtype)
+        write_json(store.folder / STUDIES / f"{'.'.join(parts)}.json", asdict(self))
+
+    @classmethod
+    def saved(cls, store: FeatureStore) -> list[StudyIndex]:
+        """Every index that was saved in a store.
+
+        Raises:
+            StoreError: A file is damaged, so that nobody knows which entries it refers to.
+        """
+        found = []
+        for path in sorted((store.folder / STUDIES).glob("[!.]*.json")):
+            try:
+                record = json.loads(path.read_bytes())
+                keys = {case: CaseKeys(**keys) for case, keys in record["keys"].items()}
+                found.append(cls(record["study"], record["extractor"], record["dtype"], keys))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise StoreError(
+                    f"{path} is no index of a study ({type(error).__name__}); run `dropgen precompute EXPERIMENT` for "
+                    "that study, or remove the file if it is not wanted any more"
+                ) from error
+        return found
 
 
 def case_keys(

@@ -27,7 +27,7 @@ from rich.filesize import decimal as size_text
 
 from dropgen.config import Experiment, load_experiment
 from dropgen.console import progress, say, warn
-from dropgen.errors import ResourceError, StoreError, StudyError, VolumeError
+from dropgen.errors import ResourceError, StudyError, VolumeError
 from dropgen.features.cluster import connect
 from dropgen.features.extractors import Extractor, build
 from dropgen.features.index import StudyIndex
@@ -75,20 +75,22 @@ def precompute(
     extractor = None if component is None else build(component)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     store.sweep()
-    reused = _count(index, store)[0]
-    works = _missing_work(study, index, store)
+    if planned := missing_work(study, index, store):
+        workers = max(1, min(workers, len(planned)))
+        _plan(planned, study, extractor, experiment.features.dtype, store, workers)
+    _save_index(index, store)
+    # Looked for only now: `dropgen store gc` may have taken what no index referred to until here.
+    reused, _ = index.count(store)
+    works = missing_work(study, index, store)
     problems: list[str] = []
     seconds = 0.0
     if works:
-        workers = max(1, min(workers, len(works)))
-        _plan(works, study, extractor, experiment.features.dtype, store, workers)
         recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
         with connect(address, cpus=workers):
             extraction_started = time.perf_counter()
             problems = _run(works, recipe, workers)
             seconds = time.perf_counter() - extraction_started
-    _save_index(index, store)
-    done, missing = _count(index, store)
+    done, missing = index.count(store)
     if problems:
         raise StudyError(
             f"study {study.name}: {len(problems)} of {len(study.cases)} cases could not be stored, the others are:",
@@ -96,39 +98,15 @@ def precompute(
         )
     computed = {kind: done[kind] - reused[kind] for kind in KINDS}
     say(f"store {store.folder}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
-    return _document(store, index, computed, reused, missing) | {
+    return {
+        "store": str(store.folder),
+        "study": index.study,
+        "computed": computed,
+        "reused": reused,
+        "missing": missing,
+        "bytes": sum(index.sizes(store).values()),
         "seconds": round(time.perf_counter() - started, 3),
         "volumes_per_second": round(len(works) / seconds, 3) if seconds else None,
-    }
-
-
-def status(experiment: Experiment, study: Study, root: Path, verify: bool = False) -> dict[str, Any]:
-    """What of a study is in the store; nothing is computed.
-
-    Args:
-        experiment: As in `precompute`.
-        study: As in `precompute`.
-        root: As in `precompute`.
-        verify: Whether to read every byte of every entry again.
-
-    Returns:
-        The document of `precompute`, with nothing computed.
-
-    Raises:
-        StoreError: Entries are damaged; all of them are named.
-    """
-    started = time.perf_counter()
-    store = FeatureStore(root / "store")
-    extractor = build(experiment.features.extractor) if _wants_features(experiment, None) else None
-    index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
-    if verify:
-        _verify(index, store)
-    done, missing = _count(index, store)
-    for kind in KINDS:
-        say(f"{kind}: {done[kind]} done, {missing[kind]} missing")
-    return _document(store, index, dict.fromkeys(KINDS, 0), done, missing) | {
-        "seconds": round(time.perf_counter() - started, 3),
-        "volumes_per_second": None,
     }
 
 
@@ -136,8 +114,6 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """The verb `precompute`."""
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
     study = load_study(experiment.study, arguments.root)
-    if arguments.status or arguments.verify:
-        return status(experiment, study, arguments.root, arguments.verify)
     return precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
 
 
@@ -145,7 +121,7 @@ def _wants_features(experiment: Experiment, features: bool | None) -> bool:
     return experiment.features.source == "stored" if features is None else features
 
 
-def _missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
+def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
     """What has to be computed, no entry twice even where cases share files."""
     works = []
     claimed: set[tuple[Kind, str]] = set()
@@ -234,49 +210,6 @@ def _run(works: Sequence[Work], recipe: Recipe, workers: int) -> list[str]:
     if crashes:
         raise crashes[0]
     return problems
-
-
-def _verify(index: StudyIndex, store: FeatureStore) -> None:
-    damaged = []
-    entries = [entry for entry in _entries(index) if store.has(*entry)]
-    with progress("entries") as bars:
-        task = bars.add_task("verify", total=len(entries), note="")
-        for entry in entries:
-            try:
-                store.verify(*entry)
-            except StoreError as error:
-                damaged.append(str(error))
-            bars.update(task, advance=1, note=f"{len(damaged)} damaged" if damaged else "")
-    if damaged:
-        raise StoreError("\n".join([f"{len(damaged)} of {len(entries)} entries are damaged:", *damaged]))
-
-
-def _entries(index: StudyIndex) -> list[tuple[Kind, str]]:
-    """Every entry of a study once, even where cases share it."""
-    return list(dict.fromkeys(entry for keys in index.keys.values() for entry in keys.entries()))
-
-
-def _count(index: StudyIndex, store: FeatureStore) -> tuple[dict[Kind, int], dict[Kind, int]]:
-    """How many entries of each kind are in the store, and how many are not."""
-    found = Counter((kind, store.has(kind, key)) for kind, key in _entries(index))
-    return {kind: found[kind, True] for kind in KINDS}, {kind: found[kind, False] for kind in KINDS}
-
-
-def _document(
-    store: FeatureStore,
-    index: StudyIndex,
-    computed: dict[Kind, int],
-    reused: dict[Kind, int],
-    missing: dict[Kind, int],
-) -> dict[str, Any]:
-    return {
-        "store": str(store.folder),
-        "study": index.study,
-        "computed": computed,
-        "reused": reused,
-        "missing": missing,
-        "bytes": sum(store.size(*entry) for entry in _entries(index) if store.has(*entry)),
-    }
 
 
 def _save_index(index: StudyIndex, store: FeatureStore) -> None:

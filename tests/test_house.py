@@ -24,7 +24,7 @@ HOMES = {
     "nibabel": ("features/studies/",),
     "optuna": ("tuning/",),
     "ray": ("features/cluster.py", "features/precompute.py", "platform/training/distributed.py", "tuning/", "serving/"),
-    "zarr": ("features/store.py",),
+    "zarr": ("features/store/arrays.py",),
 }
 
 

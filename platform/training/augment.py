@@ -64,7 +64,7 @@ def warp(crop_cxyz: Tensor, affine: np.ndarray, outside: Tensor, mode: str = "bi
     shape = torch.tensor(crop_cxyz.shape[1:], dtype=torch.float64)
     # grid_sample counts axes from the last and scales each to [-1, 1].
     matrix = torch.from_numpy(affine) * (shape[None, :] / shape[:, None])
-    theta = torch.cat((torch.flip(matrix, (0, 1)), torch.zeros(3, 1)), dim=1).to(torch.float32)
+    theta = torch.cat((torch.flip(matrix, (0, 1)), torch.zeros(3, 1)), dim=1).to(crop_cxyz.device, torch.float32)
     grid = nnf.affine_grid(theta[None], [1, *crop_cxyz.shape], align_corners=False)
     shift = outside.view(-1, 1, 1, 1).to(torch.float32)
     moved = nnf.grid_sample(

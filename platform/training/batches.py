@@ -69,7 +69,7 @@ class Batches:
         features = None
         if self.method.needs_features:
             if self.stored:
-                features = torch.stack([values for _, _, values in read if values is not None]).to(self.device)
+                features = torch.stack([values for _, _, values in read if values is not None])
             else:
                 assert self.extractor is not None
                 features = self.extractor(units)
@@ -85,7 +85,7 @@ class Batches:
         return (units_bcxyz - shift) / scale
 
     def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One sample's unit crop `[1, ...]`, label `[1, ...]` and raw features `[C, ...]`."""
+        """One sample's unit crop `[1, ...]` and label `[1, ...]`, and on the device raw features `[C, ...]`."""
         keys = self.keys[sample.case]
         assert keys.label is not None
         unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))
@@ -100,9 +100,10 @@ class Batches:
         return unit, label.long(), features
 
     def _stored_features(self, sample: Sample) -> Tensor:
-        """Raw features of the crop under the sample's geometry; dropped channels stay zero, unread.
+        """Raw features of the crop under the sample's geometry, on the device; dropped channels stay zero, unread.
 
-        The features are the last channels of every network input, so the last entries of `kept`.
+        They travel in the stored type and become float32 there. The features are the last channels of every network
+        input, so the last entries of `kept`.
         """
         assert self.extractor is not None
         key = self.keys[sample.case].features
@@ -110,13 +111,15 @@ class Batches:
         count = self.extractor.channels
         wanted = np.flatnonzero(sample.kept[-count:])
         permutation = self.extractor.channel_permutation(sample.symmetry) or tuple(range(count))
-        result = torch.zeros(count, *self.plan.crop)
+        result = torch.zeros(count, *self.plan.crop, device=self.device)
         if len(wanted):
             source = [permutation[channel] for channel in wanted]
-            crop = _tensor(sample.symmetry(self.store.features(key).read(source, sample.box)))
+            stored = self.store.features(key)
+            turned = np.ascontiguousarray(sample.symmetry(stored.read(source, sample.box)))
+            crop = stored.decode(torch.from_numpy(turned).to(self.device), source)
             if sample.affine is not None:
                 crop = warp(crop, sample.affine, self._background[wanted])
-            result[wanted] = crop.float()
+            result[wanted] = crop
         return result
 
     @functools.cached_property
@@ -124,7 +127,7 @@ class Batches:
         """The extractor's response `[C]` to an empty image: what lies beyond a stored crop."""
         assert self.extractor is not None
         size = self.extractor.min_size
-        return self.extractor(torch.zeros(1, 1, size, size, size, device=self.device)).mean(dim=(0, 2, 3, 4)).cpu()
+        return self.extractor(torch.zeros(1, 1, size, size, size, device=self.device)).mean(dim=(0, 2, 3, 4))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -142,9 +142,7 @@ def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -
     assert keys.label is not None
     features = None
     if method.needs_features and keys.features is not None:
-        stored = bench.store.features(keys.features)
-        x, y, z = (slice(0, size) for size in stored.shape)
-        features = stored.read(range(stored.channels), (x, y, z))
+        features = bench.store.features(keys.features).whole()
     mask = segmenter.predict_prepared(bench.store.volume(keys.volume), features)
     return dice(mask, bench.store.label(keys.label), len(bench.study.classes))
 

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from dropgen.__main__ import main
 from dropgen.commands import VERBS
 from dropgen.config import to_json
-from tests_support.tiny import tiny_experiment
+from tests_support.tiny import fill_store, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((REPOSITORY / "dropgen" / "schema.json").read_text())
@@ -85,6 +85,18 @@ def test_a_study_check_prints_its_document_whether_the_study_is_sound_or_not(run
     assert (code, document["sound"], len(document["problems"])) == (2, False, 1)
 
 
+def test_every_action_on_the_store_prints_its_document(run: Run, tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(to_json(experiment)))
+    fill_store(experiment, tmp_path)
+    for words in (("status", str(tmp_path / "tiny.yaml")), ("verify",), ("du",), ("gc",), ("gc", "--yes")):
+        code, document = run("store", *words)
+        assert (code, document["action"]) == (0, words[0])
+    next(tmp_path.glob("store/labels/*/c.0.0.0")).write_bytes(b"short")
+    code, document = run("store", "verify")
+    assert (code, len(document["damaged"])) == (2, 1)
+
+
 @pytest.mark.slow
 def test_the_main_job_prints_documents_that_the_schema_describes(run: Run, tmp_path: Path) -> None:
     experiment = tiny_experiment(tmp_path, methods=[{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}])
@@ -95,7 +107,7 @@ def test_the_main_job_prints_documents_that_the_schema_describes(run: Run, tmp_p
     assert summary == strictly((tmp_path / "tiny" / "summary.json").read_text())
     assert [(row["method"], row["p"]) for row in summary["table"]] == [("erm", None), ("dropgen", 0), ("dropgen", 0.5)]
     assert all(Path(summary[key]).exists() for key in ("store", "report", "segmentations"))
-    _, counted = run("precompute", words, "--status")
+    _, counted = run("store", "status", words)
     assert set(counted["missing"].values()) == {0}
     _, trained = run("train", words)
     assert len(trained["trials"]) == 3

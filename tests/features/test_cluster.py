@@ -32,7 +32,7 @@ def test_a_local_cluster_runs_this_checkout_and_ends_with_the_block(
 
     before = set(psutil.Process().children(recursive=True))
     with connect(cpus=2):
-        assert ray.get(where.remote()) == [str(REPOSITORY / "dropgen" / "features" / "store.py")]
+        assert ray.get(where.remote()) == [str(REPOSITORY / "dropgen" / "features" / "store" / "__init__.py")]
         assert os.environ["RAY_AUTH_MODE"] == "token"  # what this process starts asks for the token as well
         with connect(cpus=1):
             assert ray.is_initialized()

@@ -189,6 +189,6 @@ def test_features_of_another_extractor_are_refused_by_name(site: Site) -> None:
 def test_the_index_of_a_study_lies_in_the_store(site: Site) -> None:
     index = StudyIndex.of(site.study, Mind(), "float16")
     index.save(site.store)
-    saved = read_json(site.store.folder / "studies" / "tiny.json")
+    saved = read_json(site.store.folder / "studies" / f"tiny.{Mind().fingerprint}.float16.json")
     assert saved["keys"]["two"] == vars(index.keys["two"])
     assert saved["extractor"] == Mind().fingerprint

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -21,13 +20,14 @@ import psutil
 import pytest
 
 from dropgen.config import Experiment, validate
-from dropgen.errors import ResourceError, StoreError, StudyError
+from dropgen.errors import ResourceError, StudyError
 from dropgen.features.cluster import connect
 from dropgen.features.extractors import extract
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.index import StudyIndex
-from dropgen.features.precompute import command, precompute, status
-from dropgen.features.store import COMMIT, KINDS, FeatureStore
+from dropgen.features.precompute import precompute
+from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store.entry import COMMIT
 from dropgen.features.studies.prepare import prepare, prepare_label
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask, write_volume
@@ -126,7 +126,7 @@ def test_broken_cases_are_named_after_all_others_are_stored(tiny: StudyFolder, t
     assert refusal.value.problems[1].startswith("case two: ")
     assert "label value 2 is unknown" in refusal.value.problems[1]
     assert_stored(study, "three", store)
-    assert status(experiment(path), study, tmp_path)["missing"]["features"] == 2
+    assert StudyIndex.of(study, Mind(), "float16").count(store)[1]["features"] == 2
 
 
 @pytest.mark.slow
@@ -218,36 +218,6 @@ def test_a_killed_driver_goes_on_where_it_was(tiny: StudyFolder, tmp_path: Path)
     assert not list(store.folder.glob("*/.*"))
     for case in study.cases:
         assert_stored(study, case.id, store)
-
-
-def arguments(root: Path, **flags: bool) -> Namespace:
-    (root / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\n")
-    given: dict[str, Any] = {"status": False, "verify": False, "workers": 2, "address": None, "overrides": ()}
-    return Namespace(experiment=root / "experiment.yaml", root=root, **(given | flags))
-
-
-def test_status_counts_and_computes_nothing(tiny: StudyFolder, tmp_path: Path) -> None:
-    tiny.write()
-    document = command(arguments(tmp_path, status=True))
-    assert document["study"] == "tiny"
-    assert document["missing"] == everywhere(3)
-    assert document["computed"] == document["reused"] == everywhere(0)
-    assert not (tmp_path / "store").exists()
-
-
-def test_verify_names_every_damaged_entry(tiny: StudyFolder, tmp_path: Path) -> None:
-    study, store = load_study(tiny.write(), tmp_path), FeatureStore(tmp_path / "store")
-    keys = StudyIndex.of(study, Mind(), "float16").keys
-    for case in study.cases:
-        store.put_label(keys[case.id].label, np.ones((5, 6, 7), np.uint8), {"case": case.id})
-    assert command(arguments(tmp_path, verify=True))["reused"]["labels"] == 3
-    for case in ("one", "three"):
-        chunk = store.path("labels", keys[case].label) / "c.0.0.0"
-        chunk.write_bytes(b"\0" + chunk.read_bytes()[1:])
-    with pytest.raises(StoreError, match=r"2 of 3 entries are damaged") as refusal:
-        command(arguments(tmp_path, verify=True))
-    assert "(case one): file c.0.0.0 is damaged" in str(refusal.value)
-    assert "(case three): file c.0.0.0 is damaged" in str(refusal.value)
 
 
 def test_a_disk_that_cannot_hold_the_study_is_refused_with_numbers(tiny: StudyFolder, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropgen.errors import ResourceError, StoreError
-from dropgen.features.store import COMMIT, KINDS, FeatureStore
+from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store.entry import COMMIT
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.manifest import digest
@@ -324,6 +325,16 @@ def test_a_full_disk_costs_the_entry_that_did_not_fit_and_nothing_else(full_disk
     assert not leftovers(store)
     store.verify("features", "small")
     store.put_features("other", small, None, {"case": "three"})
+
+
+def test_a_read_only_disk_is_named_with_the_case_and_still_read(full_disk: Path) -> None:
+    store = FeatureStore(full_disk / "store")
+    store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one"})
+    subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
+    with pytest.raises(ResourceError, match=r"labels/new \(case two\) under .*Read-only.*--root"):
+        store.put_label("new", np.ones((2, 2, 2), np.uint8), {"case": "two"})
+    assert store.sweep() == 0
+    store.verify("labels", "k")
 
 
 def test_a_limit_on_file_size_is_met_like_a_full_disk(store: FeatureStore) -> None:

@@ -1,0 +1,159 @@
+"""How an entry of the store comes to be: whole or not at all.
+
+Writing happens in a private folder beside the entry. The commit record with every file's size and checksum
+is written last, everything is flushed, and one rename publishes the entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dropgen.errors import ResourceError, StoreError
+from dropgen.manifest import digest, file_digest
+
+COMMIT = "commit.json"
+ABANDONED_SECONDS = 24 * 3600  # a partial entry of another host, whose processes cannot be seen from here
+PARTIAL = re.compile(r"\.(?P<key>[^.]+)\.(?P<host>.+)\.(?P<pid>\d+)-[0-9a-f]+\.partial")
+
+
+def write_entry(target: Path, fill: Callable[[Path], None], provenance: Mapping[str, Any]) -> None:
+    """Writes, commits and publishes one entry; when another writer was first, theirs stays.
+
+    Args:
+        target: The entry's folder, `<store>/<kind>/<key>`.
+        fill: Writes the entry's files into the folder that it is given.
+        provenance: Who made it and of what; errors name its `case`.
+
+    Raises:
+        ResourceError: The disk is full or the folder cannot be written; nothing is left behind.
+    """
+    staging = aside(target)
+    try:
+        staging.mkdir(parents=True)
+        fill(staging)
+        _write_commit(staging, provenance)
+        _publish(staging, target)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {target.parent.name}/{target.name} (case {provenance.get('case', '?')}) under "
+            f"{target.parents[1]}: {error.strerror or error}; free disk space there or choose a writable folder "
+            "with --root"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_commit(folder: Path) -> dict[str, Any]:
+    """The commit record of an entry, after comparing it with the sizes of the files that are there.
+
+    Returns:
+        `files`: bytes and blake2b of each by name; `provenance`.
+
+    Raises:
+        StoreError: There is no entry, or its record or a file is damaged; names the file and the case.
+    """
+    entry = f"{folder.parent.name}/{folder.name}"
+    try:
+        record: dict[str, Any] = json.loads((folder / COMMIT).read_bytes())
+        seal = record.pop("seal")
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"the store holds no {entry}; run `dropgen precompute EXPERIMENT`") from None
+    except (ValueError, KeyError, AttributeError):
+        raise StoreError(f"{entry}: file {COMMIT} is damaged; {_remedy(folder)}") from None
+    if seal != digest(record):
+        raise StoreError(f"{entry}: file {COMMIT} is damaged; {_remedy(folder)}")
+    for name, file in record["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            size = -1
+        if size != file["bytes"]:
+            found = "missing" if size < 0 else f"{size} bytes long instead of {file['bytes']}"
+            case = record["provenance"].get("case", "?")
+            raise StoreError(f"{entry} (case {case}): file {name} is {found}; {_remedy(folder)}")
+    return record
+
+
+def verify_entry(folder: Path) -> None:
+    """Reads every byte of an entry again and compares it with the commit record.
+
+    Raises:
+        StoreError: A bit differs; names the entry, the case and the file.
+    """
+    commit = read_commit(folder)
+    for name, file in commit["files"].items():
+        if file_digest(folder / name) != file["blake2b"]:
+            case = commit["provenance"].get("case", "?")
+            entry = f"{folder.parent.name}/{folder.name}"
+            raise StoreError(f"{entry} (case {case}): file {name} is damaged; {_remedy(folder)}")
+
+
+def aside(target: Path) -> Path:
+    """A new name beside an entry that no reader looks at and that `abandoned` can judge."""
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def abandoned(partial: Path) -> bool:
+    """Whether a folder named by `aside` belongs to a process that no longer runs."""
+    name = PARTIAL.fullmatch(partial.name)
+    if name is None:
+        return False
+    if name["host"] != socket.gethostname():
+        try:
+            return time.time() - partial.stat().st_mtime > ABANDONED_SECONDS
+        except FileNotFoundError:
+            return False
+    try:
+        os.kill(int(name["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _write_commit(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Flushes every file to disk, then writes the record that makes the folder an entry."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "blake2b": file_digest(path)} for path in sorted(folder.iterdir())
+    }
+    record = {"files": files, "provenance": json.loads(json.dumps(dict(provenance), default=str))}
+    (folder / COMMIT).write_text(json.dumps(record | {"seal": digest(record)}, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Renames a finished folder onto its name, where a folder with a commit record stays as it is."""
+    if not (target / COMMIT).is_file():
+        if target.exists():  # half deleted: a rename refuses a folder that is not empty
+            old = aside(target)
+            target.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not (target / COMMIT).is_file():
+                raise
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder} and run `dropgen precompute EXPERIMENT` again"

@@ -1,0 +1,77 @@
+"""The stored features of one volume, read channel by channel and crop by crop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dropgen.features.store.arrays import map_chunk, open_array
+from dropgen.features.store.compact import decode
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """The features of one volume; there is one chunk per channel, so a channel not asked for costs no bytes.
+
+    Attributes:
+        channels: Number of feature channels C.
+        shape: Voxels of the prepared volume, [X, Y, Z].
+        dtype: Type of the stored values.
+        stats: `[S]` float32, what the extractor measured on the whole volume; None where it needs nothing.
+        affine: `[2, C]` float32, scale and offset that turn int8 codes into values; None for floats.
+    """
+
+    channels: int
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    stats: np.ndarray | None
+    affine: np.ndarray | None
+    _folder: str
+
+    @classmethod
+    @functools.lru_cache(maxsize=4096)
+    def open(cls, folder: str) -> StoredFeatures:
+        """Reads an entry's record and metadata, nothing of its values; raises as `open_array`."""
+        (channels, x, y, z), dtype, attributes = open_array(Path(folder))
+        stats = None if attributes["stats"] is None else np.asarray(attributes["stats"], np.float32)
+        affine = None
+        if dtype == np.int8:
+            affine = np.asarray((attributes["scale"], attributes["offset"]), np.float32)
+        return cls(channels, (x, y, z), dtype, stats, affine, folder)
+
+    def read(self, channels: Sequence[int], box: tuple[slice, slice, slice]) -> np.ndarray:
+        """Copies a crop of some channels, touching no byte of the others.
+
+        Args:
+            channels: Which channels, in the order of the result.
+            box: Voxel ranges with NumPy's meaning.
+
+        Returns:
+            `[len(channels), x, y, z]` of the stored type; `decode` makes raw features of it.
+        """
+        size = [len(range(*edge.indices(length))) for edge, length in zip(box, self.shape, strict=True)]
+        crop = np.empty((len(channels), *size), self.dtype)
+        for row, channel in enumerate(channels):
+            crop[row] = map_chunk(f"{self._folder}/c.{range(self.channels)[channel]}.0.0.0", self.shape, self.dtype)[
+                box
+            ]
+        return crop
+
+    def decode(self, stored_cxyz: Tensor, channels: Sequence[int]) -> Tensor:
+        """Raw float32 features from what `read` gave for these channels, on the device where that is now."""
+        if self.affine is None:
+            return stored_cxyz.float()
+        return decode(stored_cxyz, self.affine[:, channels])
+
+    def whole(self) -> np.ndarray:
+        """Raw float32 features `[C, X, Y, Z]` of the whole volume."""
+        channels = range(self.channels)
+        x, y, z = (slice(0, size) for size in self.shape)
+        return self.decode(torch.from_numpy(self.read(channels, (x, y, z))), channels).numpy()
