@@ -361,3 +361,9 @@ def _features(folder: str) -> StoredFeatures:
     (channels, x, y, z), dtype, attributes = _open(folder)
     stats = None if attributes["stats"] is None else np.asarray(attributes["stats"], np.float32)
     return StoredFeatures(channels, (x, y, z), dtype, stats, folder)
+
+
+def close_maps() -> None:
+    """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
+    for kept in (_volume, _label, _features, _map):
+        kept.cache_clear()
