@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import zarr
 import zarr.registry
 from torch import Tensor
 
+from dropgen.config import Features
 from dropgen.features.bench import layouts
 from dropgen.features.bench.layouts import KEY, Write
 from dropgen.features.store import FeatureStore
@@ -39,6 +41,7 @@ class Peer:
         open: Opens a layout's folder for reading.
         needs: `module` or `module:attribute` that must be there.
         step: Reads every step-th channel.
+        dtype: Type that it keeps and gives.
     """
 
     name: str
@@ -46,13 +49,16 @@ class Peer:
     open: Callable[[Path], Read]
     needs: str = "numpy"
     step: int = 1
+    dtype: str = "float16"
 
     def unavailable(self) -> str | None:
         """Why this peer cannot run here, or None."""
+        if self.dtype not in get_args(Features.model_fields["dtype"].annotation):
+            return f"features.dtype has no {self.dtype} in this version"
         module, _, attribute = self.needs.partition(":")
         try:
             found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             missing = error.name == module.partition(".")[0]
             return "not installed" if missing else f"cannot be imported: {error}"
         return None if not attribute or hasattr(found, attribute) else f"{module} has no {attribute} in this version"
@@ -60,13 +66,14 @@ class Peer:
 
 def all_peers(channels: int) -> tuple[Peer, ...]:
     """Every peer, for volumes of so many channels."""
-    some = len(range(0, channels, DROPPED))
-    # A stored type that needs no equality of bits (int8) wants its own layout here and its own truth in `store.py`.
+    some = f"{len(range(0, channels, DROPPED))} of {channels} channels"
+    all_of, some_of = partial(_open_store, step=1), partial(_open_store, step=DROPPED)
     return (
         Peer("numpy memmap", layouts.write_memmap, _open_memmap),
-        Peer("dropgen", layouts.write_store, partial(_open_store, step=1)),
-        Peer(f"dropgen, {some} of {channels} channels", layouts.write_store, partial(_open_store, step=DROPPED),
-             step=DROPPED),
+        Peer("dropgen", layouts.write_store, all_of),
+        Peer(f"dropgen, {some}", layouts.write_store, some_of, step=DROPPED),
+        Peer("dropgen int8", layouts.write_store_int8, all_of, dtype="int8"),
+        Peer(f"dropgen int8, {some}", layouts.write_store_int8, some_of, step=DROPPED, dtype="int8"),
         Peer("zarr, chunks", layouts.write_chunks, partial(_open_zarr, pipeline=BATCHED)),
         Peer("zarr, shard zstd", layouts.write_shards, partial(_open_zarr, pipeline=BATCHED)),
         Peer("zarr fused, chunks", layouts.write_chunks, partial(_open_zarr, pipeline=FUSED), _needs(FUSED)),

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from dropgen.errors import ConfigError, ResourceError, StoreError
 from dropgen.features.bench import cache
+from dropgen.features.bench.layouts import codes_of
 from dropgen.features.bench.peers import Box, Peer, Read
 from dropgen.features.bench.timing import Spread, require_repeats, rounds, timed
 from dropgen.features.store import close_maps
 
-DTYPE = "float16"
 SMOOTH = 16  # voxels between the knots of the random field
 NOISE = 0.05  # of the field's own spread
+Truths = dict[str, np.ndarray]  # stored type to the volume as a peer must give it
 KEPT = 0.01  # share of a cold peer's bytes that may be in memory
 
 
@@ -72,12 +73,13 @@ def bench_store(
         ResourceError: The disk is full or the folder cannot be written.
     """
     features_cxyz = make_features(spec.channels, spec.shape)
+    truths = {"float16": features_cxyz, "int8": codes_of(features_cxyz)}
     rows: list[dict[str, Any]] = []
 
     def add(peer: Peer, crop: int, cached: str, size: int | None, raw_ms: Sequence[float], why: str | None) -> None:
         spread = Spread.of(raw_ms) if raw_ms else None
         rows.append({
-            "bench": "store", "peer": peer.name, "dtype": DTYPE, "crop": crop, "cache": cached,
+            "bench": "store", "peer": peer.name, "dtype": peer.dtype, "crop": crop, "cache": cached,
             "median_ms": spread and spread.median, "min_ms": spread and spread.low, "max_ms": spread and spread.high,
             "bytes": size, "repeats": len(raw_ms), "raw_ms": list(raw_ms), "unavailable": why,
         })  # fmt: skip
@@ -90,9 +92,9 @@ def bench_store(
         boxes = [_random_box(spec.shape, crop, generator) for _ in range(spec.repeats)]
         with _layouts(ready, features_cxyz, crop, folder) as places:
             sizes = {peer: _size(place) for peer, place in places.items()}
-            warm = _time_warm(places, features_cxyz, boxes, generator)
+            warm = _time_warm(places, truths, boxes, generator)
             close_maps()
-            cold, kept = _time_cold(places, features_cxyz, boxes, generator)
+            cold, kept = _time_cold(places, truths, boxes, generator)
             close_maps()
         for peer in peers:
             size, reason = sizes.get(peer), reasons[peer]
@@ -106,7 +108,7 @@ def bench_store(
 def make_features(channels: int, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     """A smooth random field with 5% noise, `[C, X, Y, Z]` float16: what features look like to a compressor."""
     generator = torch.Generator().manual_seed(seed)
-    features_cxyz = np.empty((channels, *shape), DTYPE)
+    features_cxyz = np.empty((channels, *shape), np.float16)
     for channel in features_cxyz:
         knots = torch.randn(1, 1, *(edge // SMOOTH + 2 for edge in shape), generator=generator)
         smooth = nnf.interpolate(knots, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
@@ -133,21 +135,21 @@ def _layouts(peers: Sequence[Peer], features_cxyz: np.ndarray, crop: int, folder
 
 
 def _time_warm(
-    places: dict[Peer, Path], features_cxyz: np.ndarray, boxes: Sequence[Box], generator: np.random.Generator
+    places: dict[Peer, Path], truths: Truths, boxes: Sequence[Box], generator: np.random.Generator
 ) -> dict[Peer, list[float]]:
     reads = {peer: peer.open(place) for peer, place in places.items()}
     for peer, read in reads.items():
         for box in boxes:
-            _require_equal(peer, read(box), features_cxyz, box)
+            _require_equal(peer, read(box), truths, box)
     times: dict[Peer, list[float]] = {peer: [] for peer in places}
     for box, order in zip(boxes, rounds(list(places), len(boxes), generator), strict=True):
         for peer in order:
-            times[peer].append(_checked(peer, reads[peer], features_cxyz, box))
+            times[peer].append(_checked(peer, reads[peer], truths, box))
     return times
 
 
 def _time_cold(
-    places: dict[Peer, Path], features_cxyz: np.ndarray, boxes: Sequence[Box], generator: np.random.Generator
+    places: dict[Peer, Path], truths: Truths, boxes: Sequence[Box], generator: np.random.Generator
 ) -> tuple[dict[Peer, list[float]], dict[Peer, float]]:
     """Milliseconds of the peers whose files left the page cache every time, and what share of the others' stayed."""
     times: dict[Peer, list[float]] = {peer: [] for peer in places}
@@ -159,7 +161,7 @@ def _time_cold(
             if share > KEPT:
                 kept[peer] = max(share, kept.get(peer, 0.0))
             if peer not in kept:
-                times[peer].append(_checked(peer, partial(_open_and_read, peer, places[peer]), features_cxyz, box))
+                times[peer].append(_checked(peer, partial(_open_and_read, peer, places[peer]), truths, box))
     return {peer: seconds for peer, seconds in times.items() if peer not in kept}, kept
 
 
@@ -167,15 +169,15 @@ def _open_and_read(peer: Peer, place: Path, box: Box) -> Tensor:
     return peer.open(place)(box)
 
 
-def _checked(peer: Peer, read: Read, features_cxyz: np.ndarray, box: Box) -> float:
+def _checked(peer: Peer, read: Read, truths: Truths, box: Box) -> float:
     """Milliseconds of one read, once its voxels are found right."""
     seconds, crop_cxyz = timed(lambda: read(box), time.perf_counter)
-    _require_equal(peer, crop_cxyz, features_cxyz, box)
+    _require_equal(peer, crop_cxyz, truths, box)
     return 1000 * seconds
 
 
-def _require_equal(peer: Peer, crop_cxyz: Tensor, features_cxyz: np.ndarray, box: Box) -> None:
-    truth_cxyz = torch.from_numpy(features_cxyz[:: peer.step, *box])
+def _require_equal(peer: Peer, crop_cxyz: Tensor, truths: Truths, box: Box) -> None:
+    truth_cxyz = torch.from_numpy(truths[peer.dtype][:: peer.step, *box])
     same = crop_cxyz.dtype == truth_cxyz.dtype and crop_cxyz.is_contiguous() and torch.equal(crop_cxyz, truth_cxyz)
     if not same:
         edges = ", ".join(f"{edge.start}:{edge.stop}" for edge in box)

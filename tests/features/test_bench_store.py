@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dropgen.errors import ConfigError, StoreError
-from dropgen.features.bench.layouts import write_memmap
+from dropgen.features.bench.layouts import codes_of, write_memmap
 from dropgen.features.bench.nnunet import BLOCK_BYTES, CHUNK_BYTES, blosc2_layout
 from dropgen.features.bench.peers import Box, Peer, Read, all_peers
 from dropgen.features.bench.store import StoreBench, bench_store, make_features
@@ -153,6 +153,17 @@ def test_a_map_that_was_closed_is_read_again(tmp_path: Path) -> None:
     close_maps()
     np.testing.assert_array_equal(stored.read((0, 1), whole), first)
     np.testing.assert_array_equal(store.features("k").read((0, 1), whole), features_cxyz)
+
+
+def test_codes_lie_within_half_a_level_of_the_features_and_use_the_whole_byte() -> None:
+    features_cxyz = make_features(2, (20, 18, 16))
+    codes_cxyz = codes_of(features_cxyz)
+    assert codes_cxyz.dtype == np.int8
+    for codes, values in zip(codes_cxyz, features_cxyz.astype(np.float64), strict=True):
+        level = np.ptp(values) / 255
+        assert (codes.min(), codes.max()) == (-128, 127)
+        assert np.abs((codes.astype(np.float64) + 128) * level + values.min() - values).max() <= level / 2 * (1 + 1e-9)
+    assert (codes_of(np.full((1, 2, 2, 2), 3, np.float16)) == -128).all()
 
 
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
