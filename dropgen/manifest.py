@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -101,7 +101,7 @@ class Manifest:
             "config": dict(config),
             "config_hash": digest(config),
             "commit": git_commit(),
-            "versions": {"dropgen": __version__, "python": platform.python_version(), **_versions()},
+            "versions": {"dropgen": __version__, "python": platform.python_version(), **versions()},
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "stages": previous.get("stages", {}),
@@ -141,9 +141,10 @@ class Manifest:
         write_json(self._path, self._record)
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """What is installed of each package: its version, or "not installed"."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

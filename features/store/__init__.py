@@ -151,3 +151,9 @@ def _volume(folder: str) -> Prepared:
 def _label(folder: str) -> np.ndarray:
     shape, dtype, _ = open_array(Path(folder))
     return map_chunk(f"{folder}/c.0.0.0", shape, dtype)
+
+
+def close_maps() -> None:
+    """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
+    for kept in (_volume, _label, StoredFeatures.open, map_chunk):
+        kept.cache_clear()

@@ -6,7 +6,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,8 +147,8 @@ class Prefetched:
     stop: int
     waited: float = 0.0
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """Yields (step, batch) for every step; an error in the thread is raised here."""
+    def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
+        """Yields (step, batch) for every step; an error in the thread is raised here, closing it ends the thread."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH)
         closed = threading.Event()
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from dropgen.errors import DivergenceError
 from dropgen.platform.methods import Method
 from dropgen.platform.training.batches import Batches, Prefetched
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
-from dropgen.platform.training.losses import build_loss
+from dropgen.platform.training.learner import Learner
 from dropgen.platform.training.workers import Workers
 
 LOSS_EVERY = 20
@@ -94,27 +93,16 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
         DivergenceError: A loss is not finite; names the step, the method and the last finite loss.
     """
     training = task.training
-    network = task.network.to(task.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=training.steps)
-    start, history = _restore(task, network, optimizer, scheduler)
-    wrapped = workers.wrap(network)
-    criterion = build_loss(training.loss)
+    learner = Learner(task.network, task.method, training, task.device)
+    start, history = _restore(task, learner)
+    wrapped = workers.wrap(learner.network)
     pending: list[tuple[int, Tensor]] = []
     loader = Prefetched(task.batches, start, training.steps)
     began, waited_before, spent_before = time.perf_counter(), history.wait_seconds, history.train_seconds
     paused = 0.0
     for index, batch in loader:
         step = index + 1
-        network.train()
-        torch.manual_seed(batch.seed)  # so that resuming needs the step alone, whatever layers draw
-        with torch.autocast(task.device, torch.bfloat16, enabled=task.device == "cuda"):
-            loss = task.method.loss(wrapped, batch, criterion)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        pending.append((step, loss.detach()))
+        pending.append((step, learner.step(wrapped, batch)))
 
         validating = step % training.validate_every == 0 or step == training.steps
         saving = validating or step % training.checkpoint_every == 0
@@ -126,7 +114,7 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
         pause_began = time.perf_counter()
         dice = _validate(task, history, step, workers) if validating else None
         if saving and workers.rank == 0:
-            _save(task, network, optimizer, scheduler, step, history)
+            _save(task, learner, step, history)
         on_progress(Progress(step, training.steps, history.losses[-1][1], dice, history.data_wait))
         paused += time.perf_counter() - pause_began
     return history
@@ -155,16 +143,14 @@ def _record(task: Task, history: History, pending: list[tuple[int, Tensor]], wor
             history.losses.append((step, value))
 
 
-def _save(
-    task: Task, network: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, step: int, history: History
-) -> None:
+def _save(task: Task, learner: Learner, step: int, history: History) -> None:
     save_checkpoint(
         task.folder / "last.ckpt",
         {
             "step": step,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
+            "network": learner.network.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "scheduler": learner.scheduler.state_dict(),
             "losses": history.losses,
             "validation": history.validation,
             "train_seconds": history.train_seconds,
@@ -173,13 +159,13 @@ def _save(
     )
 
 
-def _restore(task: Task, network: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[int, History]:
+def _restore(task: Task, learner: Learner) -> tuple[int, History]:
     state = load_checkpoint(task.folder / "last.ckpt")
     if state is None:
         return 0, History()
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
+    learner.network.load_state_dict(state["network"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scheduler.load_state_dict(state["scheduler"])
     history = History(
         [tuple(entry) for entry in state["losses"]],
         [tuple(entry) for entry in state["validation"]],

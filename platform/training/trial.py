@@ -58,7 +58,7 @@ def run_trial(
     task = Task(
         network=network,
         method=method,
-        batches=_batches(bench, trial, method, channels, workers, device),
+        batches=make_batches(bench, trial, method, channels, workers, device),
         training=training,
         validate=lambda: _validate(bench, segmenter, method, workers),
         keep=lambda: segmenter.save(folder / "bundle"),
@@ -104,7 +104,10 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
     )
 
 
-def _batches(bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str) -> Batches:
+def make_batches(
+    bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str
+) -> Batches:
+    """This rank's share of a trial's batches; `channels` is the number of feature channels."""
     training = bench.experiment.training
     cases = bench.study.split("train")
     plan = SamplePlan(

@@ -97,6 +97,48 @@ def test_every_action_on_the_store_prints_its_document(run: Run, tmp_path: Path)
     assert (code, len(document["damaged"])) == (2, 1)
 
 
+def test_the_crop_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> None:
+    code, document = run("bench", "store", "--shape", "20,18,16", "--channels", "4", "--crops", "8")
+    assert code == 0
+    record = Path(document.pop("record"))
+    assert record == tmp_path / "bench" / "store.json"
+    assert document == strictly(record.read_text())
+    assert document["settings"] == {"shape": [20, 18, 16], "channels": 4, "crops": [8], "repeats": 5}
+    assert {row["bench"] for row in document["rows"]} == {"store"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bench"]
+
+
+def test_the_step_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> None:
+    tiny = ("--crops", "8", "--network.base=1", "--network.downs=1", "--training.batch=1")
+    code, document = run("bench", "step", *tiny)
+    assert code == 0
+    record = Path(document.pop("record"))
+    assert document == strictly(record.read_text())
+    assert document["settings"]["experiment"]["network"]["base"] == 1
+    assert {row["bench"] for row in document["rows"]} == {"step"}
+    assert str(tmp_path) not in record.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["bench"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("store", "--network.base=2"), "bench store trains nothing, so '--network.base=2' says nothing to it"),
+        (("store", "--crops", "64;128"), "--crops = '64;128': write voxels with commas between them"),
+        (("store", "--repeats", "3"), "--repeats = 3: a benchmark needs at least 5"),
+        (("step", "--repeats", "3"), "--repeats = 3: a benchmark needs at least 5"),
+        (("step", "--channels", "4"), "--channels belongs to bench store"),
+        (("step", "--crops", "64,128"), "bench step trains on crops of one size"),
+    ],
+)
+def test_a_benchmark_refuses_what_it_would_not_read(
+    words: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *words, "--root", str(tmp_path)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_main_job_prints_documents_that_the_schema_describes(run: Run, tmp_path: Path) -> None:
     experiment = tiny_experiment(tmp_path, methods=[{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}])

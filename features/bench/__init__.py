@@ -1,0 +1,1 @@
+"""Crop reading measured: this store and its peers on the same voxels."""

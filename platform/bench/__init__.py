@@ -1,0 +1,1 @@
+"""The verb `bench`: training steps and crop reading, measured on this machine."""

@@ -1,0 +1,112 @@
+"""The verb `bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dropgen.config import to_json
+from dropgen.console import progress, say
+from dropgen.errors import ConfigError, ResourceError
+from dropgen.features.bench.peers import all_peers
+from dropgen.features.bench.store import StoreBench, bench_store
+from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
+from dropgen.platform.bench.record import machine, write_record
+from dropgen.platform.bench.step import bench_step, contenders_of, prepare
+
+STEP_CROP = 64
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`dropgen bench store` and `dropgen bench step`.
+
+    Raises:
+        ConfigError: An option is wrong or belongs to the other benchmark.
+        StoreError: Contenders did not give equal output.
+        ResourceError: The root cannot be written.
+    """
+    run: Callable[[argparse.Namespace], dict[str, Any]] = {"store": _store, "step": _step}[arguments.action]
+    document = run(arguments)
+    say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
+    say(f"rows: {document['record']}")
+    return document
+
+
+def _store(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.overrides:
+        raise ConfigError(f"bench store trains nothing, so '{arguments.overrides[0]}' says nothing to it")
+    given = {
+        "shape": _edges("--shape", arguments.shape),
+        "channels": arguments.channels,
+        "crops": _edges("--crops", arguments.crops),
+        "repeats": arguments.repeats,
+    }
+    spec = StoreBench(**{name: value for name, value in given.items() if value is not None})
+    found, peers = machine(), all_peers(spec.channels)
+    with _scratch(arguments.root) as folder, progress("rows") as bars:
+        task = bars.add_task("bench store", total=2 * len(peers) * len(spec.crops), note="")
+        rows = bench_store(spec, peers, folder, lambda row: bars.update(task, advance=1, note=row["peer"]))
+    for row in rows:
+        say(f"{row['peer']:30} {row['crop']:4}^3 {row['cache']} {_times(row)}")
+    return write_record(arguments.root, "store", asdict(spec), rows, found)
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    if row["unavailable"]:
+        return f"unavailable: {row['unavailable']}"
+    return (
+        f"{row['median_ms']:8.1f} ms ({row['min_ms']:.1f} to {row['max_ms']:.1f}), {row['bytes'] / 1e6:.0f} MB on disk"
+    )
+
+
+def _step(arguments: argparse.Namespace) -> dict[str, Any]:
+    for name in ("shape", "channels"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name} belongs to bench store; bench step takes --crops, --repeats and overrides")
+    crop, *more = _edges("--crops", arguments.crops) or (STEP_CROP,)
+    if more:
+        raise ConfigError(f"--crops = {arguments.crops}: bench step trains on crops of one size")
+    repeats = LEAST_REPEATS if arguments.repeats is None else arguments.repeats
+    require_repeats(repeats)
+    found = machine()
+    with _scratch(arguments.root) as folder, progress("blocks") as bars:
+        task = bars.add_task("bench step", total=None, note="preparing")
+        experiment = prepare(folder, crop, arguments.overrides)
+        contenders = contenders_of(experiment, folder)
+        bars.update(task, total=repeats * len(contenders), note="")
+        rows = bench_step(contenders, repeats, lambda: bars.update(task, advance=1))
+    for row in rows:
+        say(f"{row['method']:16} {row['features']:7} {row['median_s']:8.3f} s a step, {row['ratio_to_erm']:.3f} x ERM, "
+            f"waits {100 * row['data_wait']:.1f}% for data")  # fmt: skip
+    trained = {key: value for key, value in to_json(experiment).items() if key != "study"}  # its folder is gone
+    settings = {"crop": crop, "repeats": repeats, "experiment": trained}
+    return write_record(arguments.root, "step", settings, rows, found)
+
+
+def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """The numbers of `240,240,155`; None where the option was not given."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag} = '{text}': write voxels with commas between them, for example 64,128") from None
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A folder under the root, on the disk that is to be measured, gone afterwards."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix="bench-", dir=root)
+    except OSError as error:
+        raise ResourceError(
+            f"nothing can be written under {root}: {error.strerror}; choose a writable folder with --root"
+        ) from error
+    with temporary:
+        yield Path(temporary.name)

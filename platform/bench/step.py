@@ -1,0 +1,184 @@
+"""Times the training step of ERM and of DropGen, its features stored or computed online, in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from dropgen.config import Experiment, load_experiment
+from dropgen.errors import ConfigError, StoreError
+from dropgen.features.bench.timing import require_repeats, rounds
+from dropgen.features.extractors import build as build_extractor
+from dropgen.features.index import StudyIndex
+from dropgen.features.store import FeatureStore
+from dropgen.features.studies.phantom import PhantomSpec, make_phantom_study
+from dropgen.features.studies.study import load_study
+from dropgen.features.worker import Recipe, Work, Worker
+from dropgen.manifest import git_commit
+from dropgen.platform.methods import build as build_method
+from dropgen.platform.networks import build_network
+from dropgen.platform.training.batches import PREFETCH, Batches, Prefetched
+from dropgen.platform.training.bench import Workbench, require_trainable, trials_of
+from dropgen.platform.training.learner import Learner
+from dropgen.platform.training.trial import choose_device, make_batches
+from dropgen.platform.training.workers import Workers
+
+STEPS = 4  # timed at a stretch, after as many as the loader works ahead
+CASES = 4
+DEFAULTS: dict[str, Any] = {
+    "name": "bench",
+    "methods": [{"name": "erm"}, {"name": "dropgen", "p": [0.5, 0.75]}],
+    "seeds": [0],
+    "training": {"batch": 2},
+}
+
+
+@dataclass
+class Contender:
+    """One method with one source of features, training.
+
+    Attributes:
+        features: "none", "stored" or "online".
+        step: The next one.
+        seconds: Mean seconds of a step, one value a round.
+        waits: Mean seconds of a step that went by waiting for its batch.
+    """
+
+    method: str
+    features: str
+    learner: Learner
+    batches: Batches
+    step: int = 0
+    seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        """One block: steps until the loader is as far ahead as it gets, then the steps that are timed."""
+        last = self.step + PREFETCH + STEPS
+        loader = Prefetched(self.batches, self.step, last + PREFETCH)  # so that it never has nothing to do
+        with contextlib.closing(iter(loader)) as batches:
+            for _, batch in itertools.islice(batches, PREFETCH):
+                self.learner.step(self.learner.network, batch)
+            began, waited = self._now(), loader.waited
+            for _, batch in itertools.islice(batches, STEPS):
+                self.learner.step(self.learner.network, batch)
+            self.seconds.append((self._now() - began) / STEPS)
+            self.waits.append((loader.waited - waited) / STEPS)
+        self.step = last
+
+    def _now(self) -> float:
+        """The time when everything that was asked of the device is done."""
+        if self.learner.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def prepare(folder: Path, crop: int, overrides: tuple[str, ...]) -> Experiment:
+    """Writes a phantom study for cubic crops and its stored features into a folder that is empty or missing.
+
+    Args:
+        folder: The study goes to `study/`, the entries to `store/`.
+        crop: Voxels per edge; the volumes are half as long again.
+        overrides: `--section.key=value`, for example `--network.base=8`.
+
+    Raises:
+        ConfigError: An override is wrong or the crop does not fit.
+    """
+    spec = PhantomSpec(size=crop * 3 // 2, crop=crop, train_subjects=CASES, val_subjects=1, test_subjects=0)
+    study_path = make_phantom_study(folder / "study", spec=spec)
+    settings = folder / "experiment.yaml"
+    settings.write_text(yaml.safe_dump({**DEFAULTS, "study": str(study_path)}))
+    experiment = load_experiment(settings, folder, overrides)
+    study, store = load_study(experiment.study, folder), FeatureStore(folder / "store")
+    require_trainable(experiment, study)
+    component, dtype = experiment.features.extractor, experiment.features.dtype
+    index = StudyIndex.of(study, build_extractor(component), dtype, store)
+    worker = Worker(Recipe(store.folder, study, component, dtype, git_commit()))
+    for case in study.cases:
+        keys = index.keys[case.id]
+        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))):
+            raise StoreError(problem)
+    return experiment
+
+
+def contenders_of(experiment: Experiment, root: Path) -> list[Contender]:
+    """A network in training for every method of the experiment, once per source of features."""
+    torch.set_num_threads(experiment.training.threads)
+    device = choose_device(experiment.training.device)
+    found = []
+    for source in ("stored", "online"):
+        features = experiment.features.model_copy(update={"source": source})
+        bench = Workbench.open(experiment.model_copy(update={"features": features}), root)
+        if bench.extractor is not None:
+            bench = replace(bench, extractor=build_extractor(features.extractor, device))
+        for trial in trials_of(experiment):
+            method = build_method(trial.method)
+            if not method.needs_features and source == "online":
+                continue
+            channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
+            torch.manual_seed(trial.seed)
+            network = build_network(experiment.network, method, channels, len(bench.study.classes))
+            batches = make_batches(bench, trial, method, channels, Workers(), device)
+            learner = Learner(network, method, experiment.training, device)
+            found.append(Contender(trial.method.label, source if channels else "none", learner, batches))
+    return found
+
+
+def bench_step(
+    contenders: list[Contender], repeats: int, on_round: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Times the contenders in blocks of steps, one block each a round.
+
+    Single steps cannot alternate: a loader works ahead, so its work would fall into another's step. During a block
+    one loader is alive. A round gives one value, the block's mean, in which a stall cannot hide.
+
+    Returns:
+        Rows `bench, method, features, median_s, ratio_to_erm, data_wait, raw_s`; `data_wait` is the share of all
+        timed seconds spent waiting for a batch.
+
+    Raises:
+        ConfigError: There are fewer than 5 repeats, or no ERM to compare with.
+        StoreError: Stored and online features of one method would not be of the same crops.
+    """
+    require_repeats(repeats)
+    if "erm" not in {contender.method for contender in contenders}:
+        raise ConfigError("bench step compares with ERM: name a method erm without options")
+    _require_same_samples(contenders)
+    for order in rounds(contenders, repeats, np.random.default_rng(0)):
+        for contender in order:
+            contender.run()
+            on_round()
+    erm = next(median(contender.seconds) for contender in contenders if contender.method == "erm")
+    return [
+        {
+            "bench": "step",
+            "method": contender.method,
+            "features": contender.features,
+            "median_s": median(contender.seconds),
+            "ratio_to_erm": median(contender.seconds) / erm,
+            "data_wait": sum(contender.waits) / sum(contender.seconds),
+            "raw_s": contender.seconds,
+        }
+        for contender in contenders
+    ]
+
+
+def _require_same_samples(contenders: list[Contender]) -> None:
+    """Compares the first batch of every method's stored and online features: image, label and mask."""
+    for one, other in itertools.combinations(contenders, 2):
+        if one.method != other.method:
+            continue
+        a, b = one.batches.at(0), other.batches.at(0)
+        pairs = ((a.image_bcxyz, b.image_bcxyz), (a.label_bcxyz, b.label_bcxyz), (a.kept_bc, b.kept_bc))
+        if not all(torch.equal(left, right) for left, right in pairs):
+            raise StoreError(f"{one.method}: {one.features} and {other.features} features come with other crops")

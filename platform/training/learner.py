@@ -1,0 +1,61 @@
+"""A network in training: what one optimisation step needs and changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dropgen.config import Training
+from dropgen.platform.methods import Method
+from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.method import Criterion
+from dropgen.platform.training.losses import build_loss
+
+
+@dataclass
+class Learner:
+    """One network with its optimizer, learning-rate schedule and loss; the training loop and the benchmark share it.
+
+    Attributes:
+        network: Moved to the device at once; its parameters are what the optimizer changes.
+        method: Computes the loss.
+        training: Learning rate, weight decay, loss, and the steps that the schedule runs over.
+        device: "cpu" or "cuda".
+    """
+
+    network: nn.Module
+    method: Method
+    training: Training
+    device: str
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+    criterion: Criterion = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = self.network.to(self.device).parameters()
+        training = self.training
+        self.optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=training.steps)
+        self.criterion = build_loss(training.loss)
+
+    def step(self, wrapped: nn.Module, batch: Batch) -> Tensor:
+        """One optimisation step.
+
+        Args:
+            wrapped: The network as `Workers.wrap` gives it.
+            batch: On the device.
+
+        Returns:
+            The loss, a scalar on the device, without gradient; reading it makes the host wait for the device.
+        """
+        self.network.train()
+        torch.manual_seed(batch.seed)  # so that resuming needs the step alone, whatever layers draw
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            loss = self.method.loss(wrapped, batch, self.criterion)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dropgen.config import Training
+from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.erm import Erm
+from dropgen.platform.training.learner import Learner
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1))
+
+
+def batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 1, 8, 8, 8, generator=generator)
+    return Batch(image, (image > 0.5).long(), None, torch.ones(2, 1, dtype=torch.bool), seed)
+
+
+def test_a_step_depends_on_the_batch_seed_and_not_on_what_was_drawn_before() -> None:
+    losses = []
+    for drawn, seed in ((0, 3), (5, 3), (0, 4)):
+        net = network()
+        torch.rand(drawn)
+        losses.append(Learner(net, Erm(), Training(steps=10), "cpu").step(net, batch(seed)).item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_step_trains_whatever_mode_the_network_was_left_in() -> None:
+    net = network()
+    learner = Learner(net, Erm(), Training(steps=10, learning_rate=0.1), "cpu")
+    before = copy.deepcopy(net.state_dict())
+    net.eval()
+    loss = learner.step(net, batch(0))
+    assert net.training
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items() if "0.bias" not in name)
+
+
+def test_the_learning_rate_falls_along_a_cosine_over_all_steps() -> None:
+    net = network()
+    learner = Learner(net, Erm(), Training(steps=4, learning_rate=0.1), "cpu")
+    rates = []
+    for step in range(4):
+        rates.append(learner.scheduler.get_last_lr()[0])
+        learner.step(net, batch(step))
+    assert rates == pytest.approx([0.05 * (1 + torch.tensor(torch.pi * step / 4).cos().item()) for step in range(4)])
+    assert learner.scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-8)
