@@ -65,6 +65,13 @@ def test_the_centre_is_uniform_over_all_voxels() -> None:
         assert np.abs(share - 1 / size).max() < 4 * (1 / size / 800) ** 0.5
 
 
+def test_the_centre_lies_in_the_middle_of_the_hole() -> None:
+    # On 9 voxels a side of 3 covers a voxel from 3 centres of 9, at either border from 2.
+    covered = torch.stack([(cut(CutOut(p=1), seed=seed)[1][0, 0] == 0).any(dim=2).any(dim=0) for seed in range(600)])
+    expected = torch.tensor([2, 3, 3, 3, 3, 3, 3, 3, 2]) / 9
+    assert (covered.float().mean(dim=0) - expected).abs().max() < 4 * (2 / 9 / 600) ** 0.5
+
+
 def test_an_axis_of_one_voxel_is_cut_whole() -> None:
     image, label = torch.zeros(1, 1, 1, 6, 6), torch.ones(1, 1, 1, 6, 6).long()
     changed, cut_label = CutOut(p=1).augment(image, label, 2, [np.random.default_rng(0)])
