@@ -12,7 +12,15 @@ from typing import Any
 
 from dropgen.platform.evaluation.metrics import Spread
 
-NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
+NAMES = {
+    "erm": "ERM",
+    "rep_only": "RepOnly",
+    "dropgen": "DropGen",
+    "gin": "GIN",
+    "gin_ipa": "GIN+IPA",
+    "mixup": "MixUp",
+    "cutout": "CutOut",
+}
 ABSENT = "–"
 
 # A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,
@@ -52,14 +60,15 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
 
 
 def _name(row: Row) -> str:
-    """How people write it: "DropGen p = 0.5"."""
+    """How people write it: "DropGen p = 0.5", "DropGen + GIN p = 0.5"."""
     options = {"p": row["p"], **row["options"]}
     said = ", ".join(
         f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in options.items()
         if value is not None
     )
-    return f"{NAMES.get(row['method'], row['method'])} {said}".strip()
+    method = " + ".join(NAMES.get(part, part) for part in row["method"].split("+"))
+    return f"{method} {said}".strip()
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
+from dropgen.platform.methods.compose import refusal, under_dropgen
+from dropgen.platform.methods.cutout import CutOut
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.erm import Erm
+from dropgen.platform.methods.gin import Gin
+from dropgen.platform.methods.gin_ipa import GinIpa
 from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.mixup import MixUp
 from dropgen.platform.methods.rep_only import RepOnly
 
 __all__ = ["ALIASES", "METHODS", "Criterion", "Method", "build"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Erm, RepOnly, DropGen)}
+SINGLE: tuple[type[Method], ...] = (Erm, RepOnly, DropGen, Gin, GinIpa, MixUp, CutOut)
+COMPOSED = tuple(under_dropgen(method) for method in SINGLE if method.under_dropgen)
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*SINGLE, *COMPOSED)}
 ALIASES = {"maskgen": "dropgen"}
 
 
 def build(component: Component) -> Method:
-    """Builds a method by name.
+    """Builds a method by name; `dropgen+<name>` puts one method under DropGen.
 
     Raises:
-        ConfigError: Unknown name or option, or a value out of range.
+        ConfigError: Unknown name or option, methods that do not compose, or a value out of range.
     """
-    name = ALIASES.get(component.name, component.name)
+    name = "+".join(ALIASES.get(part, part) for part in component.name.split("+"))
     if name not in METHODS:
-        raise ConfigError(f"unknown method '{component.name}'{closest(component.name, METHODS)}")
-    known = [field.name for field in dataclasses.fields(METHODS[name])]
+        unknown = f"unknown method '{component.name}'{closest(component.name, METHODS)}"
+        raise ConfigError(refusal(name, METHODS) if "+" in name else unknown)
+    known = METHODS[name].options()
     for key in component.options:
         if key not in known:
             hint = closest(key, known) if known else "; it has none"
             raise ConfigError(f"unknown option '{key}' of method '{name}'{hint}")
-    return METHODS[name](**component.options)
+    return METHODS[name].of(component.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import re
 from typing import Any
 
 import yaml
@@ -23,7 +23,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     methods = [describe(name) for name in METHODS]
     for method in methods:
         options = ", ".join(f"{key}={value}" for key, value in method["hyperparameters"].items()) or "none"
-        say(f"{method['name']:10} acts on {method['acts_on']:8} hyperparameters: {options}")
+        say(f"{method['name']:14} acts on {method['acts_on']:8} hyperparameters: {options}")
     say(f"extractors: {', '.join(EXTRACTORS)}")
     return {"methods": methods, "extractors": sorted(EXTRACTORS)}
 
@@ -35,7 +35,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "kind": "method",
         "acts_on": method.acts_on,
-        "hyperparameters": {field.name: field.default for field in dataclasses.fields(METHODS[name])},
+        "hyperparameters": METHODS[name].options(),
         "search_space": {key: list(values) for key, values in method.search_space.items()},
         "needs_features": method.needs_features,
         "source": method.source,
@@ -51,11 +51,13 @@ def starting_point(name: str) -> dict[str, Any]:
     method = build(Component.of(name))
     space = {key: list(values) for key, values in method.search_space.items()}
     methods = [{"name": method.name, **space}]
+    online = method.needs_features and method.needs_online
     return {
-        "name": f"my-{method.name.replace('_', '-')}",
+        "name": "-".join(["my", *re.split(r"[_+]", method.name)]),
         "study": "study.yaml",
         "methods": methods if method.name == "erm" else [{"name": "erm"}, *methods],
         "seeds": [42],
+        **({"features": {"source": "online"}} if online else {}),
         "training": {"steps": 10000, "batch": 4},
         "selection": {"rule": "target_validation"},
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Method:
         needs_features: Whether an extractor's features enter the network.
         needs_unet: Whether it reaches into the layers of the flat UNet, and so takes no other predictor.
         under_dropgen: Whether `dropgen+<name>` makes sense: it changes image and label of a crop, and nothing else.
+        needs_online: Whether stored features would belong to another image than the one its `augment` makes.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
@@ -40,8 +41,19 @@ class Method:
     needs_features: ClassVar[bool] = False
     needs_unet: ClassVar[bool] = False
     under_dropgen: ClassVar[bool] = False
+    needs_online: ClassVar[bool] = False
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     source: ClassVar[str]
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The hyperparameters as an experiment names them, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Builds the method from some of its `options`."""
+        return cls(**options)
 
     def in_channels(self, feature_channels: int) -> int:
         """Width of the network's input."""

@@ -40,10 +40,17 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
     """Checks all that can be known before anything is computed; returns the trials' methods.
 
     Raises:
-        ConfigError: A method option is out of range, the crop does not fit the network, or the batch the workers.
+        ConfigError: A method option is out of range, a method cannot use stored features, the crop does not fit the
+            network, or the batch the workers.
         StudyError: The study has no case to validate on.
     """
     methods = [build_method(trial.method) for trial in trials_of(experiment)]
+    for method in methods:
+        if method.needs_features and method.needs_online and experiment.features.source == "stored":
+            raise ConfigError(
+                f"method {method.name} trains on crops of changed anatomy, to which stored features do not belong: "
+                "set features.source to 'online'"
+            )
     require_crop_fits(experiment.network, study.crop)
     validation_cases(study, experiment.selection.rule)
     training = experiment.training

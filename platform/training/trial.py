@@ -17,6 +17,7 @@ from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
+from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter, SegmenterSpec
 from dropgen.platform.training.batches import Batches
@@ -158,7 +159,7 @@ def _result(bench: Workbench, trial: Trial, method: Method, history: History, se
         "label": trial.label,
         "method": method.name,
         "options": trial.method.options,
-        "p": getattr(method, "p", None),
+        "p": method.p if isinstance(method, DropGen) else None,
         "seed": trial.seed,
         "key": bench.key(trial),
         "steps": steps,

@@ -145,7 +145,9 @@ def test_a_few_steps_lower_the_loss_of_a_fixed_batch(method: Method) -> None:
 def test_every_value_of_the_search_space_can_be_built(method: Method) -> None:
     for name, values in method.search_space.items():
         for value in values:
-            assert getattr(build(Component.of(method.name, **{name: value})), name) == value
+            built = build(Component.of(method.name, **{name: value}))
+            owner, option = (built.inner, name.partition(".")[2]) if "." in name else (built, name)
+            assert getattr(owner, option) == value
 
 
 def test_it_says_what_it_is_and_where_it_comes_from(method: Method) -> None:

@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 
 from dropgen.__main__ import main
-from dropgen.config import load_experiment
+from dropgen.config import Network, load_experiment
+from dropgen.features.studies.study import Study, load_study
 from dropgen.platform.methods import METHODS
-from dropgen.platform.training.bench import trials_of
+from dropgen.platform.training.bench import require_trainable, trials_of
+from tests_support.tiny import tiny_experiment
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    root = tmp_path_factory.mktemp("study")
+    return load_study(tiny_experiment(root).study, root)
 
 
 def test_every_registered_method_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,8 +25,8 @@ def test_every_registered_method_is_listed(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_printed_experiment_loads_and_searches_the_whole_space(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_the_printed_experiment_can_be_trained_and_searches_the_whole_space(
+    name: str, study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["methods", "--yaml", name]) == 0
     path = tmp_path / "experiment.yaml"
@@ -26,8 +34,10 @@ def test_the_printed_experiment_loads_and_searches_the_whole_space(
     experiment = load_experiment(path, tmp_path)
     tried = [trial.method.options for trial in trials_of(experiment) if trial.method.name == name]
     for option, values in METHODS[name].search_space.items():
-        assert [options[option] for options in tried] == list(values)
+        assert {options[option] for options in tried} == set(values)
     assert tried
+    small = experiment.model_copy(update={"network": Network(base=2, downs=2)})
+    assert len(require_trainable(small, study)) == len(trials_of(experiment))
 
 
 def test_an_unknown_method_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,16 @@ def test_tpe_samples_ranges_and_lists_and_trains_the_rest_as_it_stands() -> None
     }
 
 
+def test_options_of_both_methods_of_a_composition_are_varied() -> None:
+    grid = plan(experiment([{"name": "dropgen+mixup", "p": [0, 0.5], "mixup.p": [0.25, 0.75]}])).fixed
+    assert [trial.method.label for trial in grid] == [
+        f"dropgen+mixup p={p} mixup.p={inner}" for p in (0, 0.5) for inner in (0.25, 0.75)
+    ]
+    ranged = experiment([{"name": "dropgen+mixup", "p": 0.5, "mixup.p": {"low": 0.1, "high": 0.9}}], "tpe")
+    (space,) = plan(ranged).spaces
+    assert space.point(space.trial({"mixup.p": 0.3}, seed=1).method) == {"mixup.p": 0.3}
+
+
 @pytest.mark.parametrize(
     ("methods", "sampler", "words"),
     [
@@ -53,6 +63,8 @@ def test_tpe_samples_ranges_and_lists_and_trains_the_rest_as_it_stands() -> None
         ([{"name": "dropgen", "p": {"low": "a", "high": "b"}}], "tpe", "{low: 0.1, high: 0.9}"),
         ([{"name": "dropgen", "p": []}], "tpe", "name at least one"),
         ([{"name": "dropgen", "q": [1]}], "grid", "'q'"),
+        ([{"name": "dropgen+mixup", "mixup.p": [0.5, 1.5]}], "grid", "mixup: p = 1.5"),
+        ([{"name": "dropgen+mixup", "mixup.p": {"low": 0, "high": 2}}], "tpe", "mixup: p = 2.0"),
         ([{"name": "dropgne"}], "tpe", "did you mean 'dropgen'"),
     ],
 )

@@ -1,0 +1,104 @@
+"""GIN+IPA: three GIN copies of a crop, two of them interleaved, must be segmented alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dropgen.errors import ConfigError
+from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.blend_map import blend_map
+from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.random_cnn import random_intensities
+
+COPIES = 3
+
+
+@dataclass(frozen=True)
+class GinIpa(Method):
+    """GIN with interventional pseudo-correlation augmentation and a consistency loss.
+
+    Every crop is made three times by independent random networks, g1, g2, g3. A smooth map b in [0, 1] blends the
+    first two, c1 = b g1 + (1 - b) g2 and c2 = (1 - b) g1 + b g2, and c3 = g3. The network sees all three in one batch
+    of 3B; the loss is the criterion plus `weight` times `consistency`. At inference the image is only repeated.
+
+    Attributes:
+        weight: Of the consistency loss; the published values hold for its mean over all elements.
+        sup_copies: Whether the criterion sees the "first" copy alone, as published, or "all".
+        detach_mean: Whether no gradient flows through the mean prediction; as published it does.
+        channels: As in GIN.
+    """
+
+    weight: float = 10.0
+    sup_copies: str = "first"
+    detach_mean: bool = False
+    channels: int = 3
+
+    name: ClassVar[str] = "gin_ipa"
+    acts_on: ClassVar[str] = "loss"
+    search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"weight": (5.0, 10.0, 20.0)}
+    source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
+
+    def __post_init__(self) -> None:
+        weight: object = self.weight  # a YAML file may hold anything
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+            raise ConfigError(f"gin_ipa: weight = {weight!r} must be a number of at least 0")
+        if self.sup_copies not in ("first", "all"):
+            raise ConfigError(f"gin_ipa: sup_copies = {self.sup_copies!r} must be 'first' or 'all'")
+        if type(self.detach_mean) is not bool:
+            raise ConfigError(f"gin_ipa: detach_mean = {self.detach_mean!r} must be true or false")
+        if type(self.channels) is not int or self.channels not in (1, 3):
+            raise ConfigError(f"gin_ipa: channels = {self.channels!r} must be 1 or 3")
+
+    def in_channels(self, feature_channels: int) -> int:
+        """The image, repeated."""
+        return self.channels
+
+    def augment(
+        self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """The copies c1, c2, c3 of every sample side by side, `[B, 3 * channels, X, Y, Z]`."""
+        crops = zip(self.inputs(image_bcxyz, None), generators, strict=True)
+        return torch.stack([_copies(crop_cxyz, generator) for crop_cxyz, generator in crops]), label_bcxyz
+
+    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
+        """The image, repeated."""
+        return image_b1xyz.expand(-1, self.channels, -1, -1, -1)
+
+    def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        """The criterion on the copies that have one, plus weight * consistency of all three."""
+        # One forward pass: data parallelism expects one per step, and the copies share batch statistics, as published.
+        logits_nkxyz = network(torch.cat(batch.image_bcxyz.chunk(COPIES, dim=1)))
+        label_bcxyz, supervised = batch.label_bcxyz, 1 if self.sup_copies == "first" else COPIES
+        label_ncxyz = torch.cat([label_bcxyz] * supervised)
+        apart = consistency(torch.stack(logits_nkxyz.chunk(COPIES)), self.detach_mean)
+        return criterion(logits_nkxyz[: len(label_ncxyz)], label_ncxyz) + self.weight * apart
+
+
+def consistency(logits_ibkxyz: Tensor, detach_mean: bool = False) -> Tensor:
+    """How far the copies' predictions p_i lie from their mean q: the mean of q * (log q - log p_i), in float32.
+
+    The mean runs over all elements: copies, samples, classes and voxels. It is 0 where all copies agree, never
+    negative, and not bounded above.
+
+    Args:
+        logits_ibkxyz: Logits of every copy, `[copies, B, K, X, Y, Z]`.
+        detach_mean: Whether q is a constant.
+    """
+    log_p = logits_ibkxyz.float().log_softmax(dim=2)
+    log_q = log_p.logsumexp(dim=0) - math.log(len(log_p))
+    if detach_mean:
+        log_q = log_q.detach()
+    return (log_q.exp() * (log_q - log_p)).mean()
+
+
+def _copies(image_cxyz: Tensor, generator: np.random.Generator) -> Tensor:
+    g1, g2, g3 = (random_intensities(image_cxyz, generator) for _ in range(COPIES))
+    b_xyz = torch.from_numpy(blend_map(tuple(image_cxyz.shape[1:]), generator)).to(image_cxyz.device)
+    return torch.cat((b_xyz * g1 + (1 - b_xyz) * g2, (1 - b_xyz) * g1 + b_xyz * g2, g3))
