@@ -12,7 +12,15 @@ from typing import Any
 
 from dropgen.platform.evaluation.metrics import Spread
 
-NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
+NAMES = {
+    "erm": "ERM",
+    "rep_only": "RepOnly",
+    "dropgen": "DropGen",
+    "layer_dropout": "Per-layer dropout",
+    "mixstyle": "MixStyle",
+    "rsc": "RSC",
+    "dsbn": "DSBN",
+}
 ABSENT = "–"
 
 # A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,

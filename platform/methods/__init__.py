@@ -7,13 +7,19 @@ import dataclasses
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
 from dropgen.platform.methods.dropgen import DropGen
+from dropgen.platform.methods.dsbn import Dsbn
 from dropgen.platform.methods.erm import Erm
+from dropgen.platform.methods.layer_dropout import LayerDropout
 from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.mixstyle import MixStyle
 from dropgen.platform.methods.rep_only import RepOnly
+from dropgen.platform.methods.rsc import Rsc
 
 __all__ = ["ALIASES", "METHODS", "Criterion", "Method", "build"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Erm, RepOnly, DropGen)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Erm, RepOnly, DropGen, LayerDropout, MixStyle, Rsc, Dsbn)
+}
 ALIASES = {"maskgen": "dropgen"}
 
 
