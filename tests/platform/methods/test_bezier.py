@@ -39,14 +39,16 @@ def test_control_points_at_the_ends_give_the_identity_and_the_inversion(falling:
     np.testing.assert_allclose(values, 1 - GRID if falling else GRID, atol=1e-6)
 
 
-def test_it_is_the_parametric_cubic() -> None:
+def test_it_is_the_parametric_cubic_and_falls_along_its_reversed_heights() -> None:
     control, t = np.array([0.2, 0.7, 0.4, 0.9]), np.linspace(0, 1, 57)
     points = np.array([[0, 0], control[:2], control[2:], [1, 1]])
     # De Casteljau: the curve by repeated linear interpolation.
     level = [np.broadcast_to(point, (len(t), 2)) for point in points]
     while len(level) > 1:
         level = [(1 - t)[:, None] * a + t[:, None] * b for a, b in itertools.pairwise(level)]
-    np.testing.assert_allclose(bezier_curve(control, falling=False)(level[0][:, 0]), level[0][:, 1], atol=1e-5)
+    x, y = level[0].T
+    np.testing.assert_allclose(bezier_curve(control, falling=False)(x), y, atol=1e-5)
+    np.testing.assert_allclose(bezier_curve(control, falling=True)(x), y[::-1], atol=1e-5)
 
 
 def test_random_curves_rise_and_fall_with_equal_chance_and_follow_the_generator() -> None:

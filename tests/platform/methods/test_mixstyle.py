@@ -80,11 +80,11 @@ def test_a_constant_channel_stays_finite() -> None:
 
 
 def test_statistics_are_float32_under_bfloat16() -> None:
-    # A mean of 300 with a deviation of 1: bfloat16 (8 bits) would see steps of 2.
-    h = (torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) * 4 + 300).bfloat16()
-    mixed = mix_styles(h, torch.zeros(2), torch.tensor([1, 0]))
+    h = (features(2) * torch.tensor([1.0, 100]).view(2, 1, 1, 1, 1)).bfloat16()
+    share, partner = torch.full((2,), 0.3), torch.tensor([1, 0])
+    mixed = mix_styles(h, share, partner)
     assert mixed.dtype == torch.bfloat16
-    assert torch.equal(mixed, mix_styles(h.float(), torch.zeros(2), torch.tensor([1, 0])).bfloat16())
+    assert torch.equal(mixed, mix_styles(h.float(), share, partner).bfloat16())
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.75, 1.0])
