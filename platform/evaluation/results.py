@@ -20,6 +20,10 @@ NAMES = {
     "gin_ipa": "GIN+IPA",
     "mixup": "MixUp",
     "cutout": "CutOut",
+    "layer_dropout": "Per-layer dropout",
+    "mixstyle": "MixStyle",
+    "rsc": "RSC",
+    "dsbn": "DSBN",
 }
 ABSENT = "–"
 

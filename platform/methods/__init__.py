@@ -7,16 +7,22 @@ from dropgen.errors import ConfigError, closest
 from dropgen.platform.methods.compose import refusal, under_dropgen
 from dropgen.platform.methods.cutout import CutOut
 from dropgen.platform.methods.dropgen import DropGen
+from dropgen.platform.methods.dsbn import Dsbn
 from dropgen.platform.methods.erm import Erm
 from dropgen.platform.methods.gin import Gin
 from dropgen.platform.methods.gin_ipa import GinIpa
+from dropgen.platform.methods.layer_dropout import LayerDropout
 from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.mixstyle import MixStyle
 from dropgen.platform.methods.mixup import MixUp
 from dropgen.platform.methods.rep_only import RepOnly
+from dropgen.platform.methods.rsc import Rsc
 
 __all__ = ["ALIASES", "METHODS", "Criterion", "Method", "build"]
 
-SINGLE: tuple[type[Method], ...] = (Erm, RepOnly, DropGen, Gin, GinIpa, MixUp, CutOut)
+SINGLE: tuple[type[Method], ...] = (
+    Erm, RepOnly, DropGen, Gin, GinIpa, MixUp, CutOut, LayerDropout, MixStyle, Rsc, Dsbn
+)  # fmt: skip
 COMPOSED = tuple(under_dropgen(method) for method in SINGLE if method.under_dropgen)
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*SINGLE, *COMPOSED)}
 ALIASES = {"maskgen": "dropgen"}

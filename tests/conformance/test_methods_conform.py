@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -25,6 +27,14 @@ CHANNELS, CLASSES = 4, 3
 @pytest.fixture(params=sorted(METHODS))
 def method(request: pytest.FixtureRequest) -> Method:
     return build(Component.of(request.param))
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone, with all the bookkeeping of a larger one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def network_for(method: Method, seed: int = 0) -> nn.Module:
@@ -118,6 +128,22 @@ def test_training_leaves_no_hook_behind(method: Method) -> None:
     loss_of(method, network, batch_for(method)).backward()
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
     assert all(not module._backward_hooks for module in network.modules())
+
+
+def test_a_step_is_the_same_under_distributed_data_parallel(method: Method, process_group: None) -> None:
+    alone, wrapped = network_for(method), torch.nn.parallel.DistributedDataParallel(network_for(method))
+    for samples in (1, 2):  # the second forward is refused where a parameter took no part in the first step
+        batch = batch_for(method, samples=samples)
+        alone.zero_grad()
+        wrapped.zero_grad()
+        losses = [loss_of(method, network, batch) for network in (alone, wrapped)]
+        for loss in losses:
+            loss.backward()
+        assert torch.equal(losses[0], losses[1])
+        for one, two in zip(alone.parameters(), wrapped.parameters(), strict=True):
+            assert one.grad is not None
+            assert two.grad is not None
+            assert torch.equal(one.grad, two.grad)
 
 
 def test_labels_stay_labels_of_the_same_grid(method: Method) -> None:

@@ -59,3 +59,17 @@ def test_tap_equals_the_hooked_module_output() -> None:
     image = torch.rand(1, 1, 8, 8, 8)
     network(image)
     assert torch.equal(network(image, tap=20), seen[0])
+
+
+def test_call_applies_every_module_in_order() -> None:
+    network = UNet(1, 2, base=2, downs=2).eval()
+    applied: list[torch.nn.Module] = []
+
+    def call(module: torch.nn.Module, x_bcxyz: torch.Tensor) -> torch.Tensor:
+        applied.append(module)
+        result: torch.Tensor = module(x_bcxyz)
+        return result
+
+    image = torch.rand(1, 1, 8, 8, 8)
+    assert torch.equal(network(image, call=call), network(image))
+    assert applied == list(network.model)
