@@ -109,7 +109,7 @@ VERBS: dict[str, Verb] = {
         ("search", "search my.yaml --max-minutes 60", "search my.yaml --search.sampler=tpe --search.scheduler=asha"),
         (
             option("experiment", type=Path, nargs="?", help="experiment YAML (default: p on the demo study)"),
-            option("--max-minutes", type=float, help="end after this many minutes; the next search continues what is unfinished"),
+            option("--max-minutes", type=float, help="end after this time; the next search continues"),
             ADDRESS,
         ),
         overrides=True,
