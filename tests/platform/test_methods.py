@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -98,6 +99,25 @@ def test_a_dropped_channel_gets_no_gradient_in_the_first_layer() -> None:
     gradient = next(network.parameters()).grad
     assert gradient is not None
     assert torch.equal(gradient.abs().sum(dim=(0, 2, 3, 4)) > 0, kept[0])
+
+
+def test_a_batch_without_any_channel_teaches_nothing_and_explodes_nothing() -> None:
+    method = DropGen(p=0.5)
+    torch.manual_seed(0)
+    network = UNet(1 + CHANNELS, 2, base=2, downs=2)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.bias)  # as after some steps: with biases of 0 nothing at all would flow
+    label = torch.randint(0, 2, (2, 1, 8, 8, 8))
+    batch = Batch(torch.rand(2, 1, 8, 8, 8), label, torch.randn(2, CHANNELS, 8, 8, 8), torch.zeros(2, 6, dtype=bool))
+    method.loss(network, batch, dice_ce()).backward()
+    assert all(not parameter.grad.any() for parameter in network.parameters() if parameter.grad is not None)
+    one = dataclasses.replace(
+        batch, kept_bc=batch.kept_bc.index_put((torch.tensor([0]), torch.tensor([0])), torch.tensor(True))
+    )
+    method.loss(network, one, dice_ce()).backward()
+    norms = [parameter.grad.norm() for parameter in network.parameters() if parameter.grad is not None]
+    assert 0 < max(norms) < 100
 
 
 def test_same_generator_state_same_masks() -> None:
