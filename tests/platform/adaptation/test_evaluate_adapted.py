@@ -85,10 +85,19 @@ def test_no_test_label_takes_part_in_the_choice(bench: Workbench, tmp_path: Path
     for trial in trials_of(bench.experiment)[:2]:
         shutil.copytree(bench.folder(trial), other.folder(trial), ignore=shutil.ignore_patterns("evaluation*"))
     blind = [replace(case, label=None) if case.split == "test" else case for case in bench.study.cases]
-    other = replace(other, study=replace(bench.study, cases=tuple(blind)))
+    test = {case.id for case in bench.study.split("test")}
+    keys = {name: replace(key, label=None) if name in test else key for name, key in bench.index.keys.items()}
+    other = replace(other, study=replace(bench.study, cases=tuple(blind)), index=replace(bench.index, keys=keys))
     chosen = evaluate_trial(other, erm(bench), adapt=ALPHA)
     assert chosen["scored"] == 0
     assert chosen["adaptation"] == evaluate_trial(bench, erm(bench), adapt=ALPHA)["adaptation"]
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_validation_dice_of_one_model_alone_is_that_of_its_training(bench: Workbench, alpha: int) -> None:
+    trained = read_json(bench.folder(trials_of(bench.experiment)[alpha]) / "result.json")
+    summary = evaluate_trial(bench, erm(bench), adapt=Component.of("alpha", alpha=alpha))
+    assert summary["adaptation"]["val_dice"] == pytest.approx(trained["val_dice"])
 
 
 def test_an_untrained_partner_is_named_with_its_command(bench: Workbench, tmp_path: Path) -> None:
