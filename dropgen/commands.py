@@ -43,6 +43,7 @@ class Verb:
 EXPERIMENT = option("experiment", type=Path, help="experiment YAML, see configs/experiments/")
 METHOD = option("--method", help="a method of the experiment by its label, for example 'dropgen p=0.5' (default: all)")
 SEED = option("--seed", type=int, help="one seed of the experiment (default: all)")
+ADAPT = "test-time method: tent, sfb or alpha, with options as in 'tent steps=5 bn_stats=source'"
 ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
 
 VERBS: dict[str, Verb] = {
@@ -117,8 +118,13 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "predict the test cases on their native grids and score them",
         "dropgen.platform.evaluate:command",
-        ("evaluate my.yaml", "evaluate my.yaml --method erm"),
-        (EXPERIMENT, METHOD, SEED),
+        ("evaluate my.yaml", "evaluate my.yaml --method erm", "evaluate my.yaml --adapt tent"),
+        (
+            EXPERIMENT,
+            METHOD,
+            SEED,
+            option("--adapt", help=f"{ADAPT}; what is not given is tuned on the validation cases"),
+        ),
         overrides=True,
     ),
     "report": Verb(
@@ -163,6 +169,8 @@ VERBS: dict[str, Verb] = {
             option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
             option("--url", help="address of a running `dropgen serve` instead of working in process"),
             option("--modality", help="modality of the scans, where the model's intensity rule needs it"),
+            option("--adapt", help=f"{ADAPT}; `dropgen evaluate --adapt` prints tuned ones"),
+            option("--stable-bundle", type=Path, help="Segmenter folder of a rep_only model, for sfb and alpha"),
         ),
     ),
     "methods": Verb(

@@ -38,6 +38,18 @@ class Component(BaseModel):
 
     name: str
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads what `label` writes: `tent steps=5`.
+
+        Raises:
+            ConfigError: There is no name, or an option is not of the form key=value.
+        """
+        name, *items = text.split() or [""]
+        if not name or "=" in name or any(not key or not value for key, _, value in (i.partition("=") for i in items)):
+            raise ConfigError(f"'{text}' is not a name with options; write it as in 'tent steps=5 bn_stats=source'")
+        return cls.of(name, **{key: _scalar(value) for key, _, value in (item.partition("=") for item in items)})
+
     @property
     def options(self) -> dict[str, Any]:
         """The options beside the name."""
@@ -217,6 +229,13 @@ def validate(section: type[Section], values: Mapping[str, Any], where: str) -> S
     except ValidationError as error:
         sentences = [_sentence(section, dict(problem)) for problem in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(sentences)) from None
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text)  # not YAML, which takes 1e-05 for a word
+    except ValueError:
+        return text
 
 
 def _sentence(section: type[BaseModel], problem: dict[str, Any]) -> str:

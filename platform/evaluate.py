@@ -24,11 +24,11 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from dropgen import console
-from dropgen.config import Trial, load_experiment, to_json
-from dropgen.errors import CheckpointError
+from dropgen.config import Component, Trial, load_experiment, to_json
 from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
+from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial
 from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice, pooled_mean
 from dropgen.platform.segmenter import SPEC_FILE, Segmenter
 from dropgen.platform.train import Workbench, choose_trials
@@ -52,41 +52,51 @@ def held_out_cases(study: Study, rule: str) -> tuple[Case, ...]:
     return (*test, *unused)
 
 
-def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def evaluate_trial(
+    bench: Workbench,
+    trial: Trial,
+    on_case: Callable[[int, int], None] | None = None,
+    adapt: Component | None = None,
+) -> dict[str, Any]:
     """Predicts and scores every held-out case of a trained trial.
 
     Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
-    returns at once when that is there for the same bundle, cases and code.
+    returns at once when that is there for the same bundle, cases and code. With a test-time method the folder is
+    `evaluation-<label of the method>`, beside the plain one.
 
     Args:
         bench: The opened experiment.
         trial: One of its trials.
         on_case: Told how many of how many cases are done.
+        adapt: A test-time method; what of its search space it leaves open is tuned on the validation cases first.
 
     Returns:
         `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
-        (training domains pooled), `target_dice` (mean per unseen domain), `cases`, `scored`. Dice in 0..1.
+        (training domains pooled), `target_dice` (mean per unseen domain), `cases`, `scored`, and with a test-time
+        method `adaptation` (the values chosen and their validation Dice). Dice in 0..1.
 
     Raises:
-        CheckpointError: The trial is not trained, or its bundle is damaged.
+        CheckpointError: The trial, or the stable one that the test-time method needs, is not trained or damaged.
+        ConfigError: The experiment has no trial that the test-time method needs.
     """
-    folder = bench.folder(trial)
-    if read_json(folder / "result.json") is None:
-        raise CheckpointError(
-            f"trial '{trial.label}' of experiment '{bench.experiment.name}' is not trained; run: dropgen train"
-            f" EXPERIMENT.yaml --method '{trial.method.label}' --seed {trial.seed}"
-        )
-    output, bundle = folder / "evaluation", folder / "bundle"
-    cases = held_out_cases(bench.study, bench.experiment.selection.rule)
+    output = evaluation_folder(bench, trial, adapt)
+    stable = stable_trial(bench.experiment, trial, adapt)
+    bundles = [bench.bundle(one) for one in (trial, stable) if one is not None]
+    rule = bench.experiment.selection.rule
+    cases = held_out_cases(bench.study, rule)
+    seen = cases if adapt is None else (*cases, *validation_cases(bench.study, rule))
     inputs = digest([
-        file_digest(bundle / SPEC_FILE),
-        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in cases},
+        [file_digest(bundle / SPEC_FILE) for bundle in bundles],
+        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
         code_version("features", "platform"),
     ])  # fmt: skip
     finished = read_json(output / "summary.json")
     if finished and finished.get("inputs") == inputs:
         return dict(finished)
-    segmenter = Segmenter.load(bundle, choose_device(bench.experiment.training.device))
+    segmenter = Segmenter.load(bundles[0], choose_device(bench.experiment.training.device))
+    adaptation: dict[str, Any] = {}
+    if adapt is not None:
+        segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt)
     scores: list[tuple[Case, np.ndarray]] = []
     for done, case in enumerate(cases, start=1):
         image = read_volume(case.image)
@@ -97,11 +107,17 @@ def evaluate_trial(bench: Workbench, trial: Trial, on_case: Callable[[int, int],
         if on_case is not None:
             on_case(done, len(cases))
     _write_cases(output / "cases.csv", scores, bench.study.classes)
-    summary = summarise(scores, bench.study) | {
-        "label": trial.label, "cases": len(cases), "scored": len(scores), "inputs": inputs,
+    summary = summarise(scores, bench.study) | adaptation | {
+        "label": trial.label if adapt is None else f"{trial.label} + {adapt.label}",
+        "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
     write_json(output / "summary.json", summary)
     return summary
+
+
+def evaluation_folder(bench: Workbench, trial: Trial, adapt: Component | None) -> Path:
+    """Where a trial's evaluation lies, plain or with a test-time method."""
+    return bench.folder(trial) / ("evaluation" if adapt is None else f"evaluation-{adapt.label}")
 
 
 def summarise(scores: Sequence[tuple[Case, np.ndarray]], study: Study) -> dict[str, Any]:
@@ -136,9 +152,12 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen evaluate`."""
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
     trials = choose_trials(experiment, arguments.method, arguments.seed)
+    adapt = Component.parse(arguments.adapt) if arguments.adapt else None
+    if adapt is not None:
+        trials = choose_adapted(experiment, trials, adapt)
     bench = Workbench.open(experiment, arguments.root)
     record = Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment))
-    summaries = {}
+    summaries: dict[str, dict[str, Any]] = {}
     with record.running(), console.progress("cases") as bars:
         for trial in trials:
             bar = bars.add_task(trial.label, total=None, note="")
@@ -146,18 +165,17 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
             def show(done: int, total: int, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=done, total=total)
 
-            summaries[trial.label] = evaluate_trial(bench, trial, show)
-            cases = summaries[trial.label]["cases"]
-            show(cases, cases)
+            summary = evaluate_trial(bench, trial, show, adapt)
+            summaries[summary["label"]] = {**summary, "folder": str(evaluation_folder(bench, trial, adapt))}
+            show(summary["cases"], summary["cases"])
     terminal = Console()
     with terminal.capture() as text:
         terminal.print(result_table(summaries, bench.study.train_domains))
     console.say(text.get().rstrip())
-    folders = {trial.label: str(bench.folder(trial) / "evaluation") for trial in trials}
-    return {
-        "experiment": experiment.name,
-        "evaluations": [{**summaries[key], "folder": folders[key]} for key in folders],
-    }
+    for label, summary in summaries.items():
+        if "adaptation" in summary:
+            console.say(f"{label}: chose {summary['adaptation']['label']}")
+    return {"experiment": experiment.name, "evaluations": list(summaries.values())}
 
 
 def _cell(spread: Mapping[str, float | None] | None) -> str:

@@ -7,6 +7,7 @@ Nothing in it is executed: no pickle, no import by name.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from dropgen.config import Component, Frozen, Network, to_json
 from dropgen.errors import CheckpointError, ResourceError, WeightsError
@@ -30,7 +31,7 @@ from dropgen.features.extractors import Extractor, extract
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform import methods
-from dropgen.platform.evaluation.inference import predict_logits
+from dropgen.platform.evaluation.inference import predict_logits, side_by_side, window_input
 from dropgen.platform.methods import Method
 from dropgen.platform.networks import build_network
 
@@ -139,23 +140,58 @@ class Segmenter:
         Returns:
             uint8 mask on the prepared grid.
         """
-        per_window = self.spec.feature_scope == "window"
-        if self._extractor is None or per_window:
-            features = None
-        elif features is None:
-            features, _ = extract(self._extractor, prepared.unit, self.device)
+        return self.logits(prepared, features).argmax(dim=0).to(torch.uint8).numpy()
+
+    def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
+        """Scores of every class, whose argmax is the mask.
+
+        Args:
+            prepared: From `prepare` or the feature store.
+            features: As for `predict_prepared`.
+
+        Returns:
+            `[K, X, Y, Z]` float32 on the prepared grid, on the CPU, without gradient.
+        """
+        features = self.raw_features(prepared, features)
         with _evaluating(self.network):
-            logits_kxyz = predict_logits(
+            return predict_logits(
                 self.network,
                 self.method,
                 prepared,
                 features,
-                self._extractor if per_window else None,
+                self._window_extractor,
                 crop=self.spec.crop,
                 overlap=self.spec.overlap,
                 device=self.device,
             )
-        return logits_kxyz.argmax(dim=0).to(torch.uint8).numpy()
+
+    def raw_features(self, prepared: Prepared, stored: np.ndarray | None = None) -> np.ndarray | None:
+        """Raw features `[C, X, Y, Z]` of the whole volume, extracted unless `stored` holds them.
+
+        None where the network reads no features, or each window extracts its own.
+        """
+        if self._extractor is None or self._window_extractor is not None:
+            return None
+        return extract(self._extractor, prepared.unit, self.device)[0] if stored is None else stored
+
+    def window_input(self, prepared: Prepared, features: np.ndarray | None, box: tuple[slice, slice, slice]) -> Tensor:
+        """The network's input `[1, in_channels, x, y, z]` for one window, the very one that `logits` would make.
+
+        Args:
+            prepared: The volume.
+            features: What `raw_features` returned for it.
+            box: Where the window lies.
+        """
+        window = side_by_side(prepared.unit[box], None if features is None else features[:, *box])
+        return window_input(self.method, prepared, window.to(self.device), self._window_extractor)
+
+    def clone(self) -> Segmenter:
+        """The same segmenter around a copy of its network, in eval mode: what is done to that leaves this one alone."""
+        return Segmenter(self.spec, copy.deepcopy(self.network).eval(), self.method, self._extractor, self.device)
+
+    @property
+    def _window_extractor(self) -> Extractor | None:
+        return self._extractor if self.spec.feature_scope == "window" else None
 
     def save(self, folder: Path) -> None:
         """Writes the bundle; a reader finds the old bundle or the new one, also if this process is killed.

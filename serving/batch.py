@@ -22,11 +22,13 @@ import psutil
 import torch
 
 from dropgen import console
+from dropgen.config import Component
 from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, VolumeError
 from dropgen.features.studies.volume import Volume, read_volume, write_mask
 from dropgen.manifest import digest, file_digest
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
+from dropgen.serving.adapted import adapt
 from dropgen.serving.api import Model
 from dropgen.serving.client import Client
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
@@ -147,9 +149,11 @@ def _make_folder(folder: Path) -> None:
 
 def _backend(arguments: argparse.Namespace) -> tuple[Model, Segment]:
     modality = arguments.modality
+    if arguments.adapt is None and arguments.stable_bundle is not None:
+        raise ConfigError("--stable-bundle is for the test-time methods sfb and alpha; name one with --adapt")
     if arguments.url is not None:
-        if arguments.bundle is not None:
-            raise ConfigError("--url and --bundle exclude each other; the service has its own model")
+        if arguments.bundle is not None or arguments.adapt is not None:
+            raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
         client = Client(arguments.url)
         return client.model(), lambda path: client.segment(path, modality)
     if arguments.bundle is not None:
@@ -159,6 +163,8 @@ def _backend(arguments: argparse.Namespace) -> tuple[Model, Segment]:
         bundle = fetch(arguments.root, arguments.name, arguments.alias)
         model = Model.of(bundle, f"models:/{arguments.name}@{arguments.alias}")
     segmenter = Segmenter.load(bundle, "cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.adapt is not None:
+        model, segmenter = adapt(model, segmenter, Component.parse(arguments.adapt), arguments.stable_bundle)
 
     def segment(path: Path) -> Volume:
         volume = read_volume(path)

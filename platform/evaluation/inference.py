@@ -47,20 +47,38 @@ def predict_logits(
     Returns:
         `[K, X, Y, Z]` float32 on the prepared grid.
     """
-    channels = [prepared.unit[None]] if features_cxyz is None else [prepared.unit[None], features_cxyz]
-    source_1cxyz = torch.from_numpy(np.concatenate(channels, axis=0, dtype=np.float32))[None]
 
     def window_logits(window_bcxyz: Tensor) -> Tensor:
-        unit_b1xyz, raw_bcxyz = window_bcxyz[:, :1], window_bcxyz[:, 1:]
-        if window_extractor is not None:
-            raw_bcxyz = window_extractor(unit_b1xyz)
-        image_b1xyz = (unit_b1xyz - prepared.shift) / prepared.scale
-        features = instance_norm(raw_bcxyz) if method.needs_features else None
-        logits: Tensor = network(method.inputs(image_b1xyz, features))
+        logits: Tensor = network(window_input(method, prepared, window_bcxyz, window_extractor))
         return logits.float()
 
     blended = sliding_window_inference(
-        source_1cxyz, crop, WINDOWS_AT_ONCE, window_logits, overlap, mode="constant", sw_device=device, device="cpu"
-    )
+        side_by_side(prepared.unit, features_cxyz),
+        crop, WINDOWS_AT_ONCE, window_logits, overlap, mode="constant", sw_device=device, device="cpu",
+    )  # fmt: skip
     assert isinstance(blended, Tensor)
     return blended[0]
+
+
+def side_by_side(unit_xyz: np.ndarray, features_cxyz: np.ndarray | None) -> Tensor:
+    """Unit-scale image and raw features of the same voxels as `[1, 1 + C, X, Y, Z]` float32."""
+    channels = [unit_xyz[None]] if features_cxyz is None else [unit_xyz[None], features_cxyz]
+    return torch.from_numpy(np.concatenate(channels, axis=0, dtype=np.float32))[None]
+
+
+def window_input(
+    method: Method, prepared: Prepared, window_bcxyz: Tensor, window_extractor: Extractor | None
+) -> Tensor:
+    """The network's input for windows cut out of `side_by_side`, `[B, in_channels, X, Y, Z]`.
+
+    Args:
+        method: Builds the input from image and features.
+        prepared: Where the windows come from; gives the image's shift and scale.
+        window_bcxyz: Unit scale, with raw features unless they are extracted here.
+        window_extractor: Extracts features in each window; None when they are there or not needed.
+    """
+    unit_b1xyz, raw_bcxyz = window_bcxyz[:, :1], window_bcxyz[:, 1:]
+    if window_extractor is not None:
+        raw_bcxyz = window_extractor(unit_b1xyz)
+    image_b1xyz = (unit_b1xyz - prepared.shift) / prepared.scale
+    return method.inputs(image_b1xyz, instance_norm(raw_bcxyz) if method.needs_features else None)

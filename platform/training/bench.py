@@ -6,14 +6,17 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dropgen.config import Component, Experiment, Trial, to_json
-from dropgen.errors import ConfigError
+from dropgen.errors import CheckpointError, ConfigError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
-from dropgen.features.studies.study import Study, load_study, validation_cases
-from dropgen.manifest import code_version, digest
+from dropgen.features.studies.prepare import Prepared
+from dropgen.features.studies.study import Case, Study, load_study, validation_cases
+from dropgen.manifest import code_version, digest, read_json
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits
@@ -106,6 +109,31 @@ class Workbench:
     def folder(self, trial: Trial) -> Path:
         """Where a trial's files live; the name covers its configuration, its data and the code."""
         return self.root / self.experiment.name / "trials" / self.key(trial)
+
+    def bundle(self, trial: Trial) -> Path:
+        """The bundle of a trained trial.
+
+        Raises:
+            CheckpointError: The trial is not trained; names the command.
+        """
+        if read_json(self.folder(trial) / "result.json") is None:
+            raise CheckpointError(
+                f"trial '{trial.label}' of experiment '{self.experiment.name}' is not trained; run: dropgen train"
+                f" EXPERIMENT.yaml --method '{trial.method.label}' --seed {trial.seed}"
+            )
+        return self.folder(trial) / "bundle"
+
+    def stored(self, case: Case, needs_features: bool) -> tuple[Prepared, np.ndarray | None, np.ndarray]:
+        """A labelled case from the store: volume, raw features `[C, X, Y, Z]` and label, on the prepared grid.
+
+        The features are None where they are not needed or are made online.
+        """
+        keys = self.index.keys[case.id]
+        assert keys.label is not None
+        features = None
+        if needs_features and keys.features is not None:
+            features = self.store.features(keys.features).whole()
+        return self.store.volume(keys.volume), features, self.store.label(keys.label)
 
     def key(self, trial: Trial) -> str:
         """Digest of everything that a trial's result depends on."""

@@ -142,13 +142,8 @@ def _validate(bench: Workbench, segmenter: Segmenter, method: Method, workers: W
 
 
 def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> np.ndarray:
-    keys = bench.index.keys[case.id]
-    assert keys.label is not None
-    features = None
-    if method.needs_features and keys.features is not None:
-        features = bench.store.features(keys.features).whole()
-    mask = segmenter.predict_prepared(bench.store.volume(keys.volume), features)
-    return dice(mask, bench.store.label(keys.label), len(bench.study.classes))
+    prepared, features, label = bench.stored(case, method.needs_features)
+    return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
 
 
 def _result(bench: Workbench, trial: Trial, method: Method, history: History, seconds: float) -> dict[str, Any]:

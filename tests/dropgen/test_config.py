@@ -152,3 +152,21 @@ def test_paths_are_relative_to_their_file_and_know_root_and_data(
 def test_a_component_keeps_its_options_beside_its_name() -> None:
     component = Component.of("dropgen", p=0.5)
     assert (component.label, component.options) == ("dropgen p=0.5", {"p": 0.5})
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        Component.of("tent"),
+        Component.of("tent", learning_rate=1e-05, steps=5, bn_stats="source"),
+        Component.of("alpha", alpha=0.1),
+    ],
+)
+def test_a_label_is_read_back(component: Component) -> None:
+    assert Component.parse(component.label) == component
+
+
+@pytest.mark.parametrize("text", ["", "  ", "steps=5", "tent steps", "tent steps=", "tent =5"])
+def test_a_text_that_is_no_label_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a name with options"):
+        Component.parse(text)

@@ -156,7 +156,7 @@ def test_the_verb_prints_a_table_and_one_document(
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(to_json(evaluated.bench.experiment)))
     arguments = argparse.Namespace(
-        experiment=path, root=evaluated.bench.root, overrides=(), method="erm", seed=None, json=False
+        experiment=path, root=evaluated.bench.root, overrides=(), method="erm", seed=None, adapt=None, json=False
     )
     document = command(arguments)
     (entry,) = document["evaluations"]

@@ -1,0 +1,68 @@
+"""A Segmenter that adapts to every volume before it segments it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from dropgen.errors import ConfigError
+from dropgen.features.studies.prepare import Prepared
+from dropgen.platform.adaptation.adaptation import Adaptation, Target
+from dropgen.platform.methods.rep_only import RepOnly
+from dropgen.platform.segmenter import Segmenter
+
+SEED = 123
+SHARED = ("classes", "spacing", "crop", "intensity")
+
+
+class AdaptedSegmenter(Segmenter):
+    """Predicts as the Segmenter it is, from scores that a test-time method made.
+
+    Crops are drawn from the same seed for every volume, so a mask depends on nothing but models and volume.
+
+    Args:
+        adaptation: The method with its hyperparameters.
+        model: The model that it adapts; a copy of it, anew for every volume.
+        stable: The RepOnly model that it needs, or None.
+
+    Raises:
+        ConfigError: The method is not meant for these models, or they do not fit together.
+    """
+
+    def __init__(self, adaptation: Adaptation, model: Segmenter, stable: Segmenter | None = None) -> None:
+        require_models(adaptation, model, stable)
+        super().__init__(model.spec, model.network, model.method, model._extractor, model.device)
+        self.adaptation = adaptation
+        self._model, self._stable = model, stable
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features that either network reads."""
+        return max(model.feature_channels for model in (self._model, self._stable) if model is not None)
+
+    def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
+        """What the adaptation made of the volume: logits or probabilities, whose argmax is the mask."""
+        target = Target(self._model, self._stable, prepared, features)
+        return self.adaptation.scores(target, np.random.default_rng(SEED))
+
+
+def require_models(adaptation: Adaptation, model: Segmenter, stable: Segmenter | None) -> None:
+    """Checks that a test-time method gets the models that it is meant for.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    name = adaptation.name
+    if not adaptation.suits(model.method):
+        raise ConfigError(f"{name} is not meant for a model of method '{model.spec.method.label}'; give it one of erm")
+    if (stable is not None) != adaptation.needs_stable:
+        wants = "needs a second, stable model of method rep_only" if stable is None else "takes one model alone"
+        raise ConfigError(f"{name} {wants}; {'add' if stable is None else 'leave out'} the stable one")
+    if stable is None:
+        return
+    if not isinstance(stable.method, RepOnly):
+        raise ConfigError(f"{name} needs a stable model of method rep_only, not of '{stable.spec.method.label}'")
+    for field in SHARED:
+        one, two = getattr(model.spec, field), getattr(stable.spec, field)
+        if one != two:
+            raise ConfigError(f"{name}: the models differ in {field}, {one} and {two}; train both on one study")

@@ -1,0 +1,84 @@
+"""Finds what a test-time method needs in an experiment: the trials it suits, their stable partners, its values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dropgen.config import Component, Experiment, Trial
+from dropgen.errors import ConfigError
+from dropgen.features.studies.study import validation_cases
+from dropgen.platform import methods
+from dropgen.platform.adaptation import Target, build
+from dropgen.platform.adaptation.adapted import AdaptedSegmenter, require_models
+from dropgen.platform.adaptation.tuning import Labelled, tune
+from dropgen.platform.segmenter import Segmenter
+from dropgen.platform.training.bench import Workbench, trials_of
+
+STABLE = "rep_only"
+
+
+def choose_adapted(experiment: Experiment, trials: Sequence[Trial], adapt: Component) -> tuple[Trial, ...]:
+    """Those of the trials that a test-time method is meant for.
+
+    Raises:
+        ConfigError: There is none, or the method is unknown.
+    """
+    adaptation = build(adapt)
+    suited = tuple(trial for trial in trials if adaptation.suits(methods.build(trial.method)))
+    if not suited:
+        labels = ", ".join(sorted({trial.method.label for trial in trials}))
+        raise ConfigError(
+            f"{adapt.name} is not meant for any of the chosen trials of experiment '{experiment.name}' ({labels}); "
+            "add the method erm to the experiment and train it"
+        )
+    return suited
+
+
+def stable_trial(experiment: Experiment, trial: Trial, adapt: Component | None) -> Trial | None:
+    """The RepOnly trial of the same seed, where a test-time method needs one.
+
+    Raises:
+        ConfigError: The experiment has none.
+    """
+    if adapt is None or not build(adapt).needs_stable:
+        return None
+    found = [one for one in trials_of(experiment) if one.method.name == STABLE and one.seed == trial.seed]
+    if not found:
+        raise ConfigError(
+            f"{adapt.name} needs the trial '{STABLE} seed={trial.seed}' beside '{trial.label}', and experiment "
+            f"'{experiment.name}' has no method {STABLE}; add it to methods and train it"
+        )
+    return found[0]
+
+
+def adapt_trial(
+    bench: Workbench, model: Segmenter, stable_trial: Trial | None, adapt: Component
+) -> tuple[AdaptedSegmenter, dict[str, Any]]:
+    """Tunes a test-time method on the validation cases of the selection rule.
+
+    Returns:
+        The segmenter with the values chosen, and `{"adaptation": ...}` for the summary: name, options, label (which
+        `--adapt` takes), validation Dice, and the stable trial.
+    """
+    stable = None if stable_trial is None else Segmenter.load(bench.bundle(stable_trial), model.device)
+    require_models(build(adapt), model, stable)
+    needs_features = any(one is not None and one.method.needs_features for one in (model, stable))
+
+    def cases() -> Iterator[Labelled]:
+        for case in validation_cases(bench.study, bench.experiment.selection.rule):
+            prepared, features, label = bench.stored(case, needs_features)
+            yield Labelled(case, Target(model, stable, prepared, features), label)
+
+    adaptation, val_dice = tune(adapt, cases)
+    options = {key: value for key, value in dataclasses.asdict(adaptation).items() if value is not None}
+    record = {
+        "name": adapt.name,
+        "options": options,
+        "label": Component.of(adapt.name, **options).label,
+        "val_dice": None if math.isnan(val_dice) else val_dice,
+        "stable": None if stable_trial is None else stable_trial.label,
+    }
+    return AdaptedSegmenter(adaptation, model, stable), {"adaptation": record}
