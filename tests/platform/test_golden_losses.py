@@ -28,6 +28,11 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def tolerance(step: int, features: bool) -> float:
+    """Nothing but rounding at the first loss, 1e-3 after the first updates, and what reordered sums cause later."""
+    return 1e-6 if step == 0 else 1e-3 if step <= 3 or not features else 1e-2
+
+
 @pytest.mark.parametrize(("curve", "method"), [("erm", Erm()), ("dropgen_p0_tap59", DropGen(p=0))])
 def test_losses_equal_the_reference(golden: Path, tmp_path: Path, curve: str, method: Method) -> None:
     expected = json.loads((golden / "reference_loss_curves.json").read_text())[curve]
@@ -37,8 +42,9 @@ def test_losses_equal_the_reference(golden: Path, tmp_path: Path, curve: str, me
         set_formula_weights(weights)
         torch.save(weights.state_dict(), tmp_path / "anatomix.pth")
         extractor = Anatomix(str(tmp_path / "anatomix.pth"))
-    # The plain memory layout and two threads, as the reference ran: the losses are then bit-equal. The order
-    # of float sums alone (one thread, channels last) drifts to 1.2e-3 by step 8.
+    # The plain memory layout and two threads, as the reference ran: on its kind of processor the losses are then
+    # bit-equal. On another the sums come in another order, and with features AdamW's first steps, which see little but
+    # a gradient's sign, amplify that: float64 ends 4.3e-3 away from the float32 reference, float32 without oneDNN 4.9e-3.
     network = UNet(method.in_channels(16), 4, base=4, downs=3).train()
     set_formula_weights(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=1e-5)
@@ -49,7 +55,9 @@ def test_losses_equal_the_reference(golden: Path, tmp_path: Path, curve: str, me
         features = instance_norm(extractor(image)) if extractor else None
         kept = torch.ones(2, method.in_channels(16), dtype=torch.bool)
         loss = method.loss(network, Batch(image, (3.999 * image).long(), features, kept), criterion)
-        assert loss.item() == pytest.approx(reference, rel=1e-3), f"step {step}"
+        assert loss.item() == pytest.approx(reference, rel=tolerance(step, features=extractor is not None)), (
+            f"step {step}"
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -22,7 +22,7 @@ from dropgen.platform.methods.gin import Gin
 from dropgen.platform.methods.mixup import MixUp
 from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.platform.training.bench import require_trainable
-from dropgen.platform.training.trial import _batches
+from dropgen.platform.training.trial import make_batches
 from dropgen.platform.training.workers import Workers
 from tests_support.tiny import tiny_bench
 
@@ -128,7 +128,7 @@ def with_source(bench: Workbench, source: str, *methods: Component) -> Workbench
 
 
 def batch_of(bench: Workbench, method: Component) -> Batch:
-    return _batches(bench, Trial(method=method, seed=1), build(method), 12, Workers(), "cpu").at(0)
+    return make_batches(bench, Trial(method=method, seed=1), build(method), 12, Workers(), "cpu").at(0)
 
 
 @pytest.mark.parametrize("source", ["stored", "online"])
