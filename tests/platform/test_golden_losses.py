@@ -44,7 +44,7 @@ def test_losses_equal_the_reference(golden: Path, tmp_path: Path, curve: str, me
         extractor = Anatomix(str(tmp_path / "anatomix.pth"))
     # The plain memory layout and two threads, as the reference ran: on its kind of processor the losses are then
     # bit-equal. On another the sums come in another order, and with features AdamW's first steps, which see little but
-    # a gradient's sign, amplify that: float64 ends 4.3e-3 away from the float32 reference, float32 without oneDNN 4.9e-3.
+    # a gradient's sign, amplify that: float64 ends 4.3e-3 away from the reference, float32 without oneDNN 4.9e-3.
     network = UNet(method.in_channels(16), 4, base=4, downs=3).train()
     set_formula_weights(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=1e-5)
