@@ -30,6 +30,7 @@ from dropgen.console import progress, say, warn
 from dropgen.errors import ResourceError, StudyError, VolumeError
 from dropgen.features.cluster import connect
 from dropgen.features.extractors import Extractor, build
+from dropgen.features.extractors.tiles import peak_bytes
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import KINDS, FeatureStore, Kind
 from dropgen.features.studies.prepare import Grid
@@ -37,9 +38,6 @@ from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_grid
 from dropgen.features.worker import Recipe, Work, Worker
 from dropgen.manifest import git_commit
-
-# Peak bytes per voxel and feature channel while one volume is extracted: MIND on 128^3 took 55, output included.
-EXTRACTION_BYTES = 56
 
 
 def precompute(
@@ -144,12 +142,14 @@ def _plan(
     for work in works:
         try:
             native = read_grid(work.case.image)
-            voxels = math.prod(Grid.of(native, study.preparation).shape)
+            shape = Grid.of(native, study.preparation).shape
         except VolumeError:
             continue  # its worker will say what is wrong with it, once the others are done
+        voxels = math.prod(shape)
         disk += voxels * sum(voxel_bytes[kind] for kind in work.kinds)
         # float32, four at a time: as read, oriented, resampled, scaled
-        memory = max(memory, 4 * 4 * max(voxels, native.array.size) + voxels * channels * EXTRACTION_BYTES)
+        extraction = 0 if extractor is None else peak_bytes(extractor, shape)
+        memory = max(memory, 4 * 4 * max(voxels, native.array.size) + extraction)
     free = shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
     available = psutil.virtual_memory().available
     say(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
 from dropgen.features.extractors.anatomix import Anatomix
 from dropgen.features.extractors.mind import Mind
+from dropgen.features.extractors.tiles import WORKING_BYTES, Box, Tile, legal_shape, tiles
 from dropgen.features.symmetry import AxisSymmetry
 
 
@@ -38,11 +40,19 @@ class Extractor(Protocol):
     def locality(self) -> int | Literal["global"]:
         """Voxels beyond which the output does not depend on the input, given the statistics of `fit`."""
 
+    @property
+    def halo(self) -> int | Literal["global"]:
+        """Voxels of context around a tile of a large volume; from `locality` on, tiles equal one pass exactly."""
+
     def channel_permutation(self, symmetry: AxisSymmetry) -> tuple[int, ...] | None:
         """The P with `F(symmetry(x))[c] == symmetry(F(x))[P[c]]` exactly; None when there is none."""
 
-    def fit(self, image_b1xyz: Tensor) -> Tensor | None:
-        """Statistics `[B, S]` of whole volumes that `__call__` needs; None when it needs none."""
+    def fit(self, image_b1xyz: Tensor, inner: Box = (slice(None),) * 3) -> Tensor | None:
+        """Statistics `[B, S]` of whole volumes that `__call__` needs; None when it needs none.
+
+        Each is a mean over the voxels of `inner`, the rest being context: the mean over a volume is that of its
+        tiles, weighted by their voxels.
+        """
 
     def __call__(self, image_b1xyz: Tensor, stats: Tensor | None = None) -> Tensor:
         """Raw features `[B, C, X, Y, Z]`, float32, without gradient."""
@@ -78,8 +88,10 @@ def instance_norm(features_bcxyz: Tensor) -> Tensor:
         return nnf.instance_norm(features_bcxyz.float(), eps=1e-5)
 
 
-def extract(extractor: Extractor, unit: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of one whole volume.
+def extract(
+    extractor: Extractor, unit: np.ndarray, device: str = "cpu", working_bytes: int = WORKING_BYTES
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features of one whole volume, tile by tile where one pass would take too much memory.
 
     The volume is padded by replication up to a legal size and the features are cropped back.
 
@@ -87,14 +99,34 @@ def extract(extractor: Extractor, unit: np.ndarray, device: str = "cpu") -> tupl
         extractor: Any extractor.
         unit: `[X, Y, Z]`, unit scale.
         device: Where the extractor was built.
+        working_bytes: What a tile may take beside the result; decides where an inexact halo has its seams.
 
     Returns:
         Raw features `[C, X, Y, Z]` float32 and the statistics `[S]`, or None where there are none.
     """
-    image = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[None, None].to(device)
-    stats = extractor.fit(image)
-    sizes = [max(-(-size // extractor.multiple) * extractor.multiple, extractor.min_size) for size in unit.shape]
+    image = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[None, None]
+    sizes = legal_shape(extractor, unit.shape)
     padding = [amount for have, want in zip(unit.shape[::-1], sizes[::-1], strict=True) for amount in (0, want - have)]
-    features = extractor(nnf.pad(image, padding, mode="replicate"), stats)
-    x, y, z = unit.shape
-    return features[0, :, :x, :y, :z].cpu().numpy(), None if stats is None else stats[0].cpu().numpy()
+    image = nnf.pad(image, padding, mode="replicate")
+    plan = tuple(tiles(extractor, unit.shape, working_bytes))
+    stats = _fit(extractor, image, plan, device)
+    features = np.empty((extractor.channels, *unit.shape), np.float32)
+    for tile in plan:
+        seen = image[(..., *tile.seen)].to(device)
+        features[(slice(None), *tile.core)] = extractor(seen, stats)[(0, slice(None), *tile.inner)].cpu().numpy()
+    return features, None if stats is None else stats[0].cpu().numpy()
+
+
+def _fit(extractor: Extractor, image_11xyz: Tensor, plan: Sequence[Tile], device: str) -> Tensor | None:
+    """Statistics of a volume from its tiles: float64 sums over all cores, divided by their voxels."""
+    total: Tensor | None = None
+    count = 0
+    for tile in plan:
+        mean = extractor.fit(image_11xyz[(..., *tile.seen)].to(device), tile.inner)
+        if mean is None:
+            return None
+        voxels = math.prod(edge.stop - edge.start for edge in tile.core)
+        weighted = mean.double() * voxels
+        total, count = weighted if total is None else total + weighted, count + voxels
+    assert total is not None
+    return (total / count).float()

@@ -14,6 +14,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from dropgen.errors import ConfigError
+from dropgen.features.extractors.tiles import Box
 from dropgen.features.symmetry import AxisSymmetry
 
 VERSION = 1
@@ -47,7 +48,7 @@ class Mind:
         self.dilations = tuple(dilations)
         self.channels = len(PAIRS) * len(self.dilations)
         self._half_width = math.ceil(1.5 * SIGMA)
-        self.locality = max(self.dilations) + self._half_width
+        self.locality = self.halo = max(self.dilations) + self._half_width
         self.fingerprint = f"mind-v{VERSION}-sigma{SIGMA}-dilations{','.join(map(str, self.dilations))}"
         taps = torch.arange(-self._half_width, self._half_width + 1, dtype=torch.float64)
         kernel = torch.exp(-taps.square() / (2 * SIGMA**2))
@@ -63,10 +64,10 @@ class Mind:
         return tuple(block * len(PAIRS) + channel for block in range(len(self.dilations)) for channel in one)
 
     @torch.no_grad()
-    def fit(self, image_b1xyz: Tensor) -> Tensor:
-        """Mean of the local variation over each volume, `[B, dilations]`."""
-        means = [self._distances(image_b1xyz, d)[1].mean(dim=(1, 2, 3, 4)) for d in self.dilations]
-        return torch.stack(means, dim=1)
+    def fit(self, image_b1xyz: Tensor, inner: Box = (slice(None),) * 3) -> Tensor:
+        """Mean of the local variation over each volume's voxels in `inner`, `[B, dilations]`."""
+        variations = [self._distances(image_b1xyz, dilation)[1] for dilation in self.dilations]
+        return torch.stack([variation[(..., *inner)].mean(dim=(1, 2, 3, 4)) for variation in variations], dim=1)
 
     @torch.no_grad()
     def __call__(self, image_b1xyz: Tensor, stats: Tensor | None = None) -> Tensor:

@@ -1,0 +1,188 @@
+"""A large volume is extracted in tiles within a budget of memory, and what that changes is nothing or measured.
+
+The rows of the table in docs/feature-store.md: `python -m pytest -s -m nightly tests/features/test_tiles.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from dropgen.features.extractors import Extractor, extract
+from dropgen.features.extractors.anatomix import HALO, Anatomix
+from dropgen.features.extractors.mind import Mind
+from dropgen.features.extractors.tiles import EXTRACTION_BYTES, WORKING_BYTES, legal_shape, peak_bytes, tiles
+from dropgen.features.unet import UNet
+from tests_support.formulas import set_formula_weights
+
+CHANNELS = 16
+
+
+class Grid:
+    """The sizes of an extractor, without the extractor."""
+
+    channels = CHANNELS
+
+    def __init__(self, multiple: int, halo: int) -> None:
+        self.multiple, self.min_size, self.halo = multiple, 2 * multiple, halo
+
+
+def bytes_of(voxels: int, extractor: Extractor) -> int:
+    """The budget that a tile of so many voxels fills."""
+    return voxels * EXTRACTION_BYTES * extractor.channels
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    multiple=st.sampled_from([1, 4, 16]),
+    halo=st.integers(0, 20),
+    voxels=st.integers(1, 200_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_tiles_cover_every_voxel_once_on_legal_boxes_with_their_halo(
+    shape: tuple[int, int, int], multiple: int, halo: int, voxels: int
+) -> None:
+    grid = Grid(multiple, halo)
+    padded = legal_shape(grid, shape)
+    times = np.zeros(shape, int)
+    plan = list(tiles(grid, shape, bytes_of(voxels, grid)))
+    for tile in plan:
+        times[tile.core] += 1
+        for core, seen, size, end in zip(tile.core, tile.seen, shape, padded, strict=True):
+            assert 0 <= seen.start <= core.start < core.stop <= seen.stop <= end
+            assert seen.start % multiple == 0
+            assert (seen.stop - seen.start) % multiple == 0
+            assert seen.stop - seen.start >= grid.min_size
+            assert core.start == 0 or core.start - seen.start >= min(halo, core.start)
+            assert core.stop == size or seen.stop - core.stop >= min(halo, end - core.stop)
+    assert (times == 1).all()
+    fits = np.prod(padded) <= voxels
+    assert (len(plan) == 1) or not fits
+
+
+def test_a_tile_fits_into_the_budget_and_a_global_extractor_has_one() -> None:
+    mind, shape = Mind(), (70, 61, 55)
+    largest = max(
+        np.prod([edge.stop - edge.start for edge in tile.seen]) for tile in tiles(mind, shape, bytes_of(50_000, mind))
+    )
+    assert 10_000 < largest <= 50_000
+    everywhere = Grid(1, 0)
+    everywhere.halo = "global"
+    assert len(list(tiles(everywhere, shape, 1))) == 1
+
+
+def test_memory_stops_growing_with_the_volume_but_for_the_result() -> None:
+    mind = Mind()
+    small, large = (256, 256, 256), (512, 512, 512)
+    result = {shape: 4 * mind.channels * np.prod(shape) for shape in (small, large)}
+    assert peak_bytes(mind, large) - result[large] <= WORKING_BYTES
+    assert peak_bytes(mind, (64, 64, 64)) == 64**3 * mind.channels * (4 + EXTRACTION_BYTES)
+
+
+@pytest.mark.parametrize("dilations", [(1,), (1, 3)])
+@pytest.mark.parametrize("shape", [(33, 21, 27), (40, 9, 11), (5, 37, 6)])
+def test_mind_in_tiles_equals_one_pass(dilations: tuple[int, ...], shape: tuple[int, int, int]) -> None:
+    mind = Mind(dilations)
+    unit = np.random.default_rng(0).random(shape, dtype=np.float32)
+    unit[: shape[0] // 2] *= 0.01  # the mean of the local variation is nowhere that of a tile
+    budget = bytes_of(np.prod(shape) // 2, mind)
+    assert len(list(tiles(mind, shape, budget))) > 1
+    whole, stats = extract(mind, unit)
+    tiled, tiled_stats = extract(mind, unit, working_bytes=budget)
+    np.testing.assert_allclose(tiled_stats, stats, rtol=1e-6)
+    assert np.abs(tiled - whole).max() < 1e-6
+
+
+def test_mind_given_the_statistics_is_exact_with_its_halo_and_not_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    mind = Mind((1, 2))
+    image = torch.rand(1, 1, 29, 17, 19, generator=torch.Generator().manual_seed(0))
+    stats = mind.fit(image)
+    whole = mind(image, stats)[0]
+    for halo, exact in ((mind.locality, True), (mind.locality - 1, False)):
+        mind.halo = halo
+        apart = 0.0
+        for tile in tiles(mind, image.shape[2:], bytes_of(5000, mind)):
+            seen = mind(image[(..., *tile.seen)], stats)[0]
+            difference = seen[(slice(None), *tile.inner)] - whole[(slice(None), *tile.core)]
+            apart = max(apart, float(difference.abs().max()))
+        assert (apart < 1e-6) == exact
+
+
+def test_statistics_are_the_mean_over_the_cores_and_not_over_the_halos() -> None:
+    mind = Mind()
+    image = torch.rand(1, 1, 20, 8, 9, generator=torch.Generator().manual_seed(0))
+    variation = mind._distances(image, 1)[1]
+    inner = (slice(4, 11), slice(0, 5), slice(3, 9))
+    assert torch.allclose(mind.fit(image, inner)[0, 0], variation[(0, 0, *inner)].mean())
+
+
+def weights(folder: Path, kind: str) -> Path:
+    """An anatomix checkpoint that nobody trained.
+
+    "formula": the weights of the golden values, whose deep levels say little. "random": PyTorch's initialisation
+    with batch statistics that fit, as training leaves them, so that every level speaks with the same voice.
+    """
+    torch.manual_seed(0)
+    network = UNet(1, CHANNELS, base=16, downs=4)
+    if kind == "formula":
+        set_formula_weights(network)
+    else:
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            network(torch.from_numpy(textured((96, 32, 32)))[None, None])
+    torch.save(network.state_dict(), folder / f"{kind}.pth")
+    return folder / f"{kind}.pth"
+
+
+def textured(shape: tuple[int, int, int]) -> np.ndarray:
+    """Smooth blobs with 2% of noise, in unit scale."""
+    generator = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(generator.normal(size=shape), 3)
+    blobs = (blobs - blobs.min()) / np.ptp(blobs)
+    return np.clip(blobs + 0.02 * generator.normal(size=shape), 0, 1).astype(np.float32)
+
+
+def test_anatomix_in_tiles_has_the_right_shape_and_stays_close(tmp_path: Path) -> None:
+    anatomix = Anatomix(str(weights(tmp_path, "formula")))
+    anatomix.halo = 32
+    unit = textured((100, 20, 20))
+    budget = bytes_of(111 * 32 * 32, anatomix)
+    assert len(list(tiles(anatomix, unit.shape, budget))) == 2
+    whole, tiled = extract(anatomix, unit)[0], extract(anatomix, unit, working_bytes=budget)[0]
+    assert tiled.shape == whole.shape == (CHANNELS, *unit.shape)
+    error = (tiled - whole) / whole.std(axis=(1, 2, 3), keepdims=True)
+    assert 0 < np.sqrt(np.square(error).mean()) < 1e-2
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["formula", "random"])
+def test_the_error_of_anatomix_in_tiles_falls_with_the_halo(kind: str, tmp_path: Path) -> None:
+    anatomix = Anatomix(str(weights(tmp_path, kind)))
+    unit = textured((288, 32, 32))
+    whole, _ = extract(anatomix, unit)
+    spread = whole.std(axis=(1, 2, 3), keepdims=True)
+    rms = {}
+    for anatomix.halo in (16, 32, 48, 64, 80, 96, 112):
+        budget = bytes_of(287 * 32 * 32, anatomix)  # two halves
+        assert len(list(tiles(anatomix, unit.shape, budget))) == 2
+        tiled, _ = extract(anatomix, unit, working_bytes=budget)
+        error = (tiled - whole) / spread
+        seam = error[:, 136:152]  # the sixteen slices about the cut
+        rms[anatomix.halo] = float(np.sqrt(np.square(seam).mean()))
+        row = f"| {kind} | {anatomix.halo} | {rms[anatomix.halo]:.2g} | {np.abs(error).max():.2g} |"
+        sys.stdout.write(f"\n{row}")
+        sys.stdout.flush()
+    assert all(rms[more] <= rms[less] for less, more in itertools.pairwise(rms))
+    assert rms[HALO] < 1e-5  # float16 rounds by 3e-4
+    assert rms[112] < 1e-6
