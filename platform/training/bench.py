@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from dropgen.config import Component, Experiment, Trial, to_json
+from dropgen.config import Component, Experiment, Network, Trial, to_json
 from dropgen.errors import ConfigError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
@@ -16,7 +16,7 @@ from dropgen.features.studies.study import Study, load_study, validation_cases
 from dropgen.manifest import code_version, digest
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import require_crop_fits
+from dropgen.platform.networks import require_crop_fits, require_layers
 
 # Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
 CODE = (
@@ -40,11 +40,15 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
     """Checks all that can be known before anything is computed; returns the trials' methods.
 
     Raises:
-        ConfigError: A method option is out of range, the crop does not fit the network, or the batch the workers.
+        ConfigError: A method option is out of range, the method or the crop does not fit the network, or the batch
+            the workers.
         StudyError: The study has no case to validate on.
+        WeightsError: Pretrained weights that a method starts from are missing.
     """
     methods = [build_method(trial.method) for trial in trials_of(experiment)]
-    require_crop_fits(experiment.network, study.crop)
+    for method in methods:
+        _require_network_fits(experiment.network, method, study.crop)
+        method.pretrained()
     validation_cases(study, experiment.selection.rule)
     training = experiment.training
     if training.batch % training.workers:
@@ -53,6 +57,14 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             "choose a multiple"
         )
     return methods
+
+
+def _require_network_fits(network: Network, method: Method, crop: tuple[int, int, int]) -> None:
+    if method.sizes is not None:
+        method.sizes.require(crop)
+        return
+    require_layers(network, method)
+    require_crop_fits(network, crop)
 
 
 def _grid(method: Component) -> list[Component]:
@@ -83,7 +95,7 @@ class Workbench:
         """Loads the study, builds methods and extractor, and checks that the store covers every case.
 
         Raises:
-            ConfigError, StudyError: As `require_trainable`.
+            ConfigError, StudyError, WeightsError: As `require_trainable`.
             StoreError: A case is not in the store.
         """
         study = load_study(experiment.study, root)
@@ -103,7 +115,8 @@ class Workbench:
     def key(self, trial: Trial) -> str:
         """Digest of everything that a trial's result depends on."""
         experiment = self.experiment
-        needs_features = build_method(trial.method).needs_features
+        method = build_method(trial.method)
+        needs_features = method.needs_features
         used = {split: [case.id for case in self.study.split(split)] for split in ("train", "val")}
         keys = {name: self.index.keys[name] for names in used.values() for name in names}
         return digest({
@@ -114,6 +127,7 @@ class Workbench:
             "evaluation": to_json(experiment.evaluation),
             "features": to_json(experiment.features) if needs_features else None,
             "extractor": self.extractor.fingerprint if needs_features and self.extractor else None,
+            "pretrained": method.pretrained(),
             "classes": self.study.classes,
             "orientation": self.study.orientation_augmentation,
             "crop": self.study.crop,
