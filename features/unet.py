@@ -8,7 +8,7 @@ concatenated as [encoder, upsampled].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,17 @@ class UNet(nn.Module):
         self.divisor = 2**downs
         self.min_size = 2 * 2**downs
 
-    def forward(self, x_bcxyz: Tensor, tap: int | None = None) -> Tensor:
-        """Runs the list, up to and including module `tap` when one is given."""
-        x_bcxyz, _ = self._run(x_bcxyz, {}, 0, len(self.model) if tap is None else tap + 1)
+    def forward(
+        self, x_bcxyz: Tensor, tap: int | None = None, after: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Runs the list.
+
+        Args:
+            x_bcxyz: The input.
+            tap: Index of the module whose output is wanted; the last when None.
+            after: Given a module's index and output, what goes on instead of that output.
+        """
+        x_bcxyz, _ = self._run(x_bcxyz, {}, 0, len(self.model) if tap is None else tap + 1, after)
         return x_bcxyz
 
     def encode(self, x_bcxyz: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -78,11 +86,18 @@ class UNet(nn.Module):
         return x_bcxyz
 
     def _run(
-        self, x_bcxyz: Tensor, skips: dict[int, Tensor], start: int, stop: int
+        self,
+        x_bcxyz: Tensor,
+        skips: dict[int, Tensor],
+        start: int,
+        stop: int,
+        after: Callable[[int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         wanted = set(self._skip_at.values())
         for index in range(start, stop):
             x_bcxyz = self.model[index](x_bcxyz)
+            if after is not None:
+                x_bcxyz = after(index, x_bcxyz)
             if index in self._skip_at:
                 x_bcxyz = torch.cat((skips.pop(self._skip_at[index]), x_bcxyz), dim=1)
             if index in wanted:
