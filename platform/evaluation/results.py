@@ -12,7 +12,17 @@ from typing import Any
 
 from dropgen.platform.evaluation.metrics import Spread
 
-NAMES = {"erm": "ERM", "rep_only": "RepOnly", "dropgen": "DropGen"}
+NAMES = {
+    "erm": "ERM",
+    "rep_only": "RepOnly",
+    "dropgen": "DropGen",
+    "dropgen_any_p": "DropGen, any p",
+    "structured_dropout": "Structured dropout",
+    "squeeze_excite": "Squeeze+Excite",
+    "finetune_extractor": "Finetune extractor",
+    "finetune_decoder": "Finetune decoder",
+    "finetune_scratch": "Finetune from scratch",
+}
 ABSENT = "–"
 
 # A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,

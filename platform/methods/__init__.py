@@ -6,14 +6,31 @@ import dataclasses
 
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
+from dropgen.platform.methods.any_p import DropGenAnyP
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.erm import Erm
+from dropgen.platform.methods.finetune import FinetuneDecoder, FinetuneExtractor, FinetuneScratch
 from dropgen.platform.methods.method import Criterion, Method
 from dropgen.platform.methods.rep_only import RepOnly
+from dropgen.platform.methods.squeeze_excite import SqueezeExcite
+from dropgen.platform.methods.structured_dropout import StructuredDropout
 
 __all__ = ["ALIASES", "METHODS", "Criterion", "Method", "build"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Erm, RepOnly, DropGen)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Erm,
+        RepOnly,
+        DropGen,
+        DropGenAnyP,
+        StructuredDropout,
+        SqueezeExcite,
+        FinetuneExtractor,
+        FinetuneDecoder,
+        FinetuneScratch,
+    )
+}
 ALIASES = {"maskgen": "dropgen"}
 
 
