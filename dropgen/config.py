@@ -75,8 +75,13 @@ class Features(Frozen):
 
 
 class Network(Frozen):
-    """The predictor UNet (METHODS: base 20, 5 downsamplings)."""
+    """The predictor; the defaults are the paper's UNet.
 
+    What `base`, `downs` and `convs` mean for a predictor, and which of them it refuses, is said in
+    `platform/networks/<name>.py`.
+    """
+
+    name: Literal["unet", "segresnet", "swin_unetr"] = "unet"
     base: int = Field(20, ge=1)
     downs: int = Field(5, ge=1)
     convs: int = Field(2, ge=1, description="convolutions per encoder level")
@@ -97,7 +102,7 @@ class Training(Frozen):
     batch: int = Field(4, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
-    loss: Literal["dice_ce"] = "dice_ce"
+    loss: Literal["dice_ce", "tversky_focal"] = "dice_ce"
     validate_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     augmentation: Augmentation = Augmentation()

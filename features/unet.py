@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def _plainly(module: nn.Module, x_bcxyz: Tensor) -> Tensor:
+def _plainly(index: int, module: nn.Module, x_bcxyz: Tensor) -> Tensor:
     result: Tensor = module(x_bcxyz)
     return result
 
@@ -69,15 +69,15 @@ class UNet(nn.Module):
         self.min_size = 2 * 2**downs
 
     def forward(
-        self, x_bcxyz: Tensor, tap: int | None = None, call: Callable[[nn.Module, Tensor], Tensor] = _plainly
+        self, x_bcxyz: Tensor, tap: int | None = None, call: Callable[[int, nn.Module, Tensor], Tensor] = _plainly
     ) -> Tensor:
         """Runs the list.
 
         Args:
             x_bcxyz: The input.
             tap: Index of the module to stop after; None runs all.
-            call: Applies one module to its input. What a layer must know beyond that comes in here, not through the
-                module's own state, which threads that serve one network would share.
+            call: Applies one module, given its index, to its input. What a layer must know beyond that comes in here,
+                not through the module's own state, which threads that serve one network would share.
         """
         x_bcxyz, _ = self._run(x_bcxyz, {}, 0, len(self.model) if tap is None else tap + 1, call)
         return x_bcxyz
@@ -97,11 +97,11 @@ class UNet(nn.Module):
         skips: dict[int, Tensor],
         start: int,
         stop: int,
-        call: Callable[[nn.Module, Tensor], Tensor] = _plainly,
+        call: Callable[[int, nn.Module, Tensor], Tensor] = _plainly,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         wanted = set(self._skip_at.values())
         for index in range(start, stop):
-            x_bcxyz = call(self.model[index], x_bcxyz)
+            x_bcxyz = call(index, self.model[index], x_bcxyz)
             if index in self._skip_at:
                 x_bcxyz = torch.cat((skips.pop(self._skip_at[index]), x_bcxyz), dim=1)
             if index in wanted:

@@ -25,7 +25,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from dropgen.config import Component, Frozen, Network, to_json
-from dropgen.errors import CheckpointError, ResourceError, WeightsError
+from dropgen.errors import CheckpointError, ConfigError, ResourceError, WeightsError, closest
 from dropgen.features import extractors
 from dropgen.features.extractors import Extractor, extract
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
@@ -192,6 +192,25 @@ class Segmenter:
     @property
     def _window_extractor(self) -> Extractor | None:
         return self._extractor if self.spec.feature_scope == "window" else None
+
+    def with_options(self, **options: Any) -> Segmenter:
+        """The same weights under other values of the hyperparameters that training did not depend on.
+
+        `segmenter.with_options(p=0.25)` for `dropgen_any_p`; `save` then keeps them.
+
+        Raises:
+            ConfigError: Training depended on one of them, or a value is out of range.
+        """
+        for name in options:
+            if name not in self.method.after_training:
+                free = self.method.after_training
+                hint = closest(name, free) if free else "; it has none"
+                raise ConfigError(f"'{name}' is no option that method '{self.method.name}' takes after training{hint}")
+        component = Component.of(self.spec.method.name, **self.spec.method.options | options)
+        spec, method = self.spec.model_copy(update={"method": component}), methods.build(component)
+        network = build_network(spec.network, method, self.feature_channels, len(spec.classes))
+        network.load_state_dict(self.network.state_dict())
+        return Segmenter(spec, network.to(self.device).eval(), method, self._extractor, self.device)
 
     def save(self, folder: Path) -> None:
         """Writes the bundle; a reader finds the old bundle or the new one, also if this process is killed.

@@ -19,8 +19,14 @@ from dropgen.features.unet import UNet
 
 VERSION = 2  # large volumes in tiles since 2
 FILE_NAME = "anatomix.pth"
+CHANNELS = 16
 PENULTIMATE, FINAL = 59, 65
 HALO = 96  # measured with random weights, RMS error 1e-5 at the seam: docs/feature-store.md
+
+
+def architecture() -> UNet:
+    """The untrained network: 66 modules, one channel to 16, four downsamplings."""
+    return UNet(1, CHANNELS, base=16, downs=4)
 
 
 class _Locked(nn.Module):
@@ -28,7 +34,7 @@ class _Locked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = UNet(1, 16, base=16, downs=4)
+        self.network = architecture()
         self.requires_grad_(False)
         self.train(False)
 
@@ -59,7 +65,7 @@ class Anatomix:
     """
 
     name = "anatomix"
-    channels = 16
+    channels = CHANNELS
     multiple = 16
     min_size = 32
     halo = HALO
@@ -69,15 +75,12 @@ class Anatomix:
     ) -> None:
         if tap not in (PENULTIMATE, FINAL):
             raise ConfigError(f"anatomix: tap = {tap!r} must be {PENULTIMATE} (penultimate) or {FINAL} (final)")
-        path = _find(weights)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if sha256 is not None and found != sha256.lower():
-            raise WeightsError(f"{path} has sha256 {found}, but the configuration names {sha256}")
+        path, found = find_weights(weights, sha256, "features.extractor.weights")
         self.tap = tap
         self.locality = receptive_field(downs=4)
         self.fingerprint = f"anatomix-v{VERSION}-tap{tap}-{found[:16]}"
         self.module = _Locked()
-        _load(self.module.network, path)
+        load_weights(self.module.network, path)
         self.module.to(device)
 
     def channel_permutation(self, symmetry: AxisSymmetry) -> None:
@@ -102,26 +105,47 @@ def receptive_field(downs: int, convs: int = 2) -> int:
     return reach + (1 << downs)
 
 
-def _find(weights: str | None) -> Path:
+def find_weights(weights: str | None, sha256: str | None, option: str) -> tuple[Path, str]:
+    """Finds anatomix.pth, at the path that is given or in the folder that DROPGEN_WEIGHTS names.
+
+    Args:
+        weights: The path, or None.
+        sha256: Expected hash; compared only when given.
+        option: What the path is called in an experiment, for the error's remedy.
+
+    Returns:
+        The file and its sha256.
+
+    Raises:
+        WeightsError: There is no file, or it has another hash.
+    """
     folder = os.environ.get("DROPGEN_WEIGHTS")
     if weights:
         path = Path(weights).expanduser()
-        remedy = "correct features.extractor.weights"
+        remedy = f"correct {option}"
     elif folder:
         path = Path(folder).expanduser() / FILE_NAME
         remedy = "put the file there"
     else:
         path = Path(FILE_NAME)
-        remedy = "set DROPGEN_WEIGHTS to the folder that holds it, or features.extractor.weights to the file"
+        remedy = f"set DROPGEN_WEIGHTS to the folder that holds it, or {option} to the file"
     if not (weights or folder) or not path.is_file():
         raise WeightsError(
             f"anatomix weights not found at '{path}': download anatomix.pth from github.com/neel-dey/anatomix "
             f"(model-weights/) and {remedy}"
         )
-    return path
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise WeightsError(f"{path} has sha256 {found}, but the configuration names {sha256}")
+    return path, found
 
 
-def _load(network: UNet, path: Path) -> None:
+def load_weights(network: UNet, path: Path) -> None:
+    """Loads the file into `architecture()`, every entry or none.
+
+    Raises:
+        WeightsError: It is not the anatomix checkpoint.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in state.items()}, strict=True)

@@ -24,6 +24,12 @@ NAMES = {
     "mixstyle": "MixStyle",
     "rsc": "RSC",
     "dsbn": "DSBN",
+    "dropgen_any_p": "DropGen, any p",
+    "structured_dropout": "Structured dropout",
+    "squeeze_excite": "Squeeze+Excite",
+    "finetune_extractor": "Finetune extractor",
+    "finetune_decoder": "Finetune decoder",
+    "finetune_scratch": "Finetune from scratch",
 }
 ABSENT = "–"
 

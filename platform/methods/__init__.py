@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
+from dropgen.platform.methods.any_p import DropGenAnyP
 from dropgen.platform.methods.compose import refusal, under_dropgen
 from dropgen.platform.methods.cutout import CutOut
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.dsbn import Dsbn
 from dropgen.platform.methods.erm import Erm
+from dropgen.platform.methods.finetune import FinetuneDecoder, FinetuneExtractor, FinetuneScratch
 from dropgen.platform.methods.gin import Gin
 from dropgen.platform.methods.gin_ipa import GinIpa
 from dropgen.platform.methods.layer_dropout import LayerDropout
@@ -17,11 +19,14 @@ from dropgen.platform.methods.mixstyle import MixStyle
 from dropgen.platform.methods.mixup import MixUp
 from dropgen.platform.methods.rep_only import RepOnly
 from dropgen.platform.methods.rsc import Rsc
+from dropgen.platform.methods.squeeze_excite import SqueezeExcite
+from dropgen.platform.methods.structured_dropout import StructuredDropout
 
 __all__ = ["ALIASES", "METHODS", "Criterion", "Method", "build"]
 
 SINGLE: tuple[type[Method], ...] = (
-    Erm, RepOnly, DropGen, Gin, GinIpa, MixUp, CutOut, LayerDropout, MixStyle, Rsc, Dsbn
+    Erm, RepOnly, DropGen, Gin, GinIpa, MixUp, CutOut, LayerDropout, MixStyle, Rsc, Dsbn,
+    DropGenAnyP, StructuredDropout, SqueezeExcite, FinetuneExtractor, FinetuneDecoder, FinetuneScratch
 )  # fmt: skip
 COMPOSED = tuple(under_dropgen(method) for method in SINGLE if method.under_dropgen)
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*SINGLE, *COMPOSED)}

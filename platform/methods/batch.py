@@ -18,6 +18,7 @@ class Batch:
             `kept_bc` drops may be zero already: they were never read.
         kept_bc: Which input channels each sample keeps, as the method planned it.
         seed: Seeds PyTorch's global generator before the step, for what layers and losses draw.
+        strength_b: The strength that the method's `draw` gave each sample, float32; None where nothing was drawn.
     """
 
     image_bcxyz: Tensor
@@ -25,3 +26,4 @@ class Batch:
     features_bcxyz: Tensor | None
     kept_bc: Tensor
     seed: int = 0
+    strength_b: Tensor | None = None

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dropgen.errors import ConfigError
 from dropgen.platform.methods.batch import Batch
-from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.joint import Joint
+from dropgen.platform.methods.method import Criterion
 
 
 @dataclass(frozen=True)
-class DropGen(Method):
+class DropGen(Joint):
     """Channel dropout on u = [x; r], r = IN(F(x)), directly before the first convolution.
 
     In training every sample b and channel c draws m[b, c] ~ Bernoulli(1 - p) and the network sees
@@ -34,8 +34,6 @@ class DropGen(Method):
     min_keep: int = 0
 
     name: ClassVar[str] = "dropgen"
-    acts_on: ClassVar[str] = "input"
-    needs_features: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.0, 0.25, 0.5, 0.75)}
     source: ClassVar[str] = "the DropGen paper (later: MaskGen), channel dropout over image and features"
 
@@ -46,21 +44,12 @@ class DropGen(Method):
         if self.min_keep not in (0, 1):
             raise ConfigError(f"dropgen: min_keep = {self.min_keep!r} must be 0 or 1")
 
-    def in_channels(self, feature_channels: int) -> int:
-        """The image and the extractor's channels."""
-        return 1 + feature_channels
-
     def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
         """The mask m of one sample."""
         kept = generator.random(1 + feature_channels) >= self.p
         if self.min_keep and not kept.any():
             kept[generator.integers(len(kept))] = True
         return kept
-
-    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
-        """The concatenation u = [x; r]."""
-        assert features_bcxyz is not None
-        return torch.cat((image_b1xyz, features_bcxyz), dim=1)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u', without weight where the whole batch was dropped.

@@ -181,7 +181,7 @@ class DualNormUNet(nn.Module):
         return self._run(x_bcxyz, measured), torch.stack(distances).sum()
 
     def _run(self, x_bcxyz: Tensor, normalise: Callable[[DualNorm, Tensor], Tensor]) -> Tensor:
-        def call(module: nn.Module, h_bcxyz: Tensor) -> Tensor:
+        def call(_: int, module: nn.Module, h_bcxyz: Tensor) -> Tensor:
             result: Tensor = normalise(module, h_bcxyz) if isinstance(module, DualNorm) else module(h_bcxyz)
             return result
 

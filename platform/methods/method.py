@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dropgen.platform.methods.batch import Batch
+from dropgen.platform.sizes import SizeRule
 
 # Logits `[B, K, X, Y, Z]` and label, int64 `[B, 1, ...]` or class probabilities `[B, K, ...]`, to a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -32,6 +33,8 @@ class Method:
         needs_unet: Whether it reaches into the layers of the flat UNet, and so takes no other predictor.
         under_dropgen: Whether `dropgen+<name>` makes sense: it changes image and label of a crop, and nothing else.
         needs_online: Whether stored features would belong to another image than the one its `augment` makes.
+        sizes: The crops it takes where it trains a network of its own instead of the predictor.
+        after_training: Hyperparameters that training does not depend on: a trained network may be given other values.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
@@ -42,6 +45,8 @@ class Method:
     needs_unet: ClassVar[bool] = False
     under_dropgen: ClassVar[bool] = False
     needs_online: ClassVar[bool] = False
+    sizes: ClassVar[SizeRule | None] = None
+    after_training: ClassVar[tuple[str, ...]] = ()
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     source: ClassVar[str]
 
@@ -62,6 +67,10 @@ class Method:
     def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
         """Which input channels one training sample keeps, bool `[in_channels]`, before any is read."""
         return np.ones(self.in_channels(feature_channels), dtype=bool)
+
+    def draw(self, generator: np.random.Generator, feature_channels: int) -> tuple[np.ndarray, float]:
+        """One training sample's `plan`, and the strength that a method draws with it; 0 where it draws none."""
+        return self.plan(generator, feature_channels), 0.0
 
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
@@ -89,6 +98,21 @@ class Method:
         `[B, classes, X, Y, Z]`; in training mode `loss` may hand it more.
         """
         return predictor(self.in_channels(feature_channels))
+
+    def pretrained(self) -> str | None:
+        """Fingerprint of the weights that `initialise` loads, None where it loads none; keys the trial.
+
+        Raises:
+            WeightsError: They are missing or are not the ones that are needed.
+        """
+        return None
+
+    def initialise(self, network: nn.Module) -> None:
+        """Puts pretrained weights into what `network` built, before training; a trained network is loaded without it.
+
+        Raises:
+            WeightsError: As `pretrained`.
+        """
 
     def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
         """The network's input at inference: nothing random, nothing dropped."""

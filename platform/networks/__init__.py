@@ -1,43 +1,67 @@
-"""Predictors: networks from input channels to class logits."""
+"""Predictors: networks from input channels to class logits, and the registry that builds them by name."""
 
 from __future__ import annotations
 
-import torch
+from typing import Protocol
+
 from torch import nn
 
 from dropgen.config import Network
 from dropgen.errors import ConfigError
-from dropgen.features.unet import UNet
 from dropgen.platform.methods import Method
+from dropgen.platform.networks import segresnet, swin_unetr, unet
+from dropgen.platform.sizes import SizeRule
+
+
+class Predictor(Protocol):
+    """What a file of this folder offers for the predictor that it is named after."""
+
+    def sizes(self, network: Network) -> SizeRule:
+        """The crops that the network takes; raises ConfigError where `network` holds what it cannot be built of."""
+
+    def build(self, network: Network, in_channels: int, classes: int) -> nn.Module:
+        """`[B, in_channels, X, Y, Z]` to logits `[B, classes, X, Y, Z]`; raises ConfigError as `sizes` does."""
+
+
+PREDICTORS: dict[str, Predictor] = {"unet": unet, "segresnet": segresnet, "swin_unetr": swin_unetr}
 
 
 def build_predictor(network: Network, in_channels: int, classes: int) -> nn.Module:
     """The predictor `[B, in_channels, X, Y, Z] -> logits [B, classes, X, Y, Z]`.
 
-    Weights lie in memory with channels last: a training step of base 8, 2 downs on a CPU core took
-    0.13 s instead of 0.17 s (4 crops of 24^3) and 0.23 s instead of 0.33 s (2 of 32^3).
+    Raises:
+        ConfigError: An option is not one that the predictor can be built with.
     """
-    predictor = UNet(in_channels, classes, base=network.base, downs=network.downs, convs=network.convs)
-    return predictor.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    return PREDICTORS[network.name].build(network, in_channels, classes)
 
 
 def build_network(network: Network, method: Method, feature_channels: int, classes: int) -> nn.Module:
-    """What a method trains: the configured predictor, with what the method puts around it or into its layers."""
+    """What a method trains: the configured predictor, with what the method puts around it or into its layers.
+
+    Raises:
+        ConfigError: As `build_predictor`, or the method takes no such predictor.
+    """
+    require_layers(network, method)
     return method.network(lambda width: build_predictor(network, width, classes), feature_channels, classes)
 
 
-def require_crop_fits(network: Network, crop: tuple[int, int, int]) -> None:
-    """Checks a crop in voxels against the network's downsamplings.
+def require_layers(network: Network, method: Method) -> None:
+    """Checks that a method finds the layers that it reaches into.
 
     Raises:
-        ConfigError: An axis is not divisible by 2**downs or below 2 * 2**downs (reflect padding
-            needs two voxels at the deepest level).
+        ConfigError: It needs the flat UNet, and the predictor is another.
     """
-    factor = 2**network.downs
-    for axis, size in zip("xyz", crop, strict=True):
-        if size % factor or size < 2 * factor:
-            legal = max(2 * factor, round(size / factor) * factor)
-            raise ConfigError(
-                f"crop axis {axis} = {size} voxels does not fit {network.downs} downsamplings: it must be divisible by "
-                f"{factor} and at least {2 * factor}; set the study's crop to {legal} there or lower network.downs"
-            )
+    if method.needs_unet and network.name != "unet":
+        raise ConfigError(
+            f"method '{method.name}' reaches into the layers of the UNet, which network.name = '{network.name}' does "
+            "not have; set network.name to unet or take the method out"
+        )
+
+
+def require_crop_fits(network: Network, crop: tuple[int, int, int]) -> None:
+    """Checks a crop in voxels against the predictor's size rule.
+
+    Raises:
+        ConfigError: An axis breaks it, or an option is not one that the predictor can be built with.
+    """
+    PREDICTORS[network.name].sizes(network).require(crop)

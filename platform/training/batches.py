@@ -74,8 +74,8 @@ class Batches:
                 assert self.extractor is not None
                 features = self.extractor(units)
             features = instance_norm(features)
-        seed = samples[0].noise_seed
-        return Batch(self._rescale(units, samples), labels, features, kept, seed)
+        strength = torch.tensor([sample.strength for sample in samples], device=self.device)
+        return Batch(self._rescale(units, samples), labels, features, kept, samples[0].noise_seed, strength)
 
     def _rescale(self, units_bcxyz: Tensor, samples: list[Sample]) -> Tensor:
         """Unit scale to the study's intensity rule."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dropgen.config import Component, Experiment, Trial, to_json
+from dropgen.config import Component, Experiment, Network, Trial, to_json
 from dropgen.errors import CheckpointError, ConfigError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
@@ -19,7 +19,7 @@ from dropgen.features.studies.study import Case, Study, load_study, validation_c
 from dropgen.manifest import code_version, digest, read_json
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import require_crop_fits
+from dropgen.platform.networks import require_crop_fits, require_layers
 
 # Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
 CODE = (
@@ -43,9 +43,10 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
     """Checks all that can be known before anything is computed; returns the trials' methods.
 
     Raises:
-        ConfigError: A method option is out of range, a method cannot use stored features, the crop does not fit the
-            network, or the batch the workers.
+        ConfigError: A method option is out of range, a method cannot use stored features, the method or the crop does
+            not fit the network, or the batch the workers.
         StudyError: The study has no case to validate on.
+        WeightsError: Pretrained weights that a method starts from are missing.
     """
     methods = [build_method(trial.method) for trial in trials_of(experiment)]
     for method in methods:
@@ -54,7 +55,8 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
                 f"method {method.name} trains on crops of changed anatomy, to which stored features do not belong: "
                 "set features.source to 'online'"
             )
-    require_crop_fits(experiment.network, study.crop)
+        _require_network_fits(experiment.network, method, study.crop)
+        method.pretrained()
     validation_cases(study, experiment.selection.rule)
     training = experiment.training
     if training.batch % training.workers:
@@ -63,6 +65,14 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             "choose a multiple"
         )
     return methods
+
+
+def _require_network_fits(network: Network, method: Method, crop: tuple[int, int, int]) -> None:
+    if method.sizes is not None:
+        method.sizes.require(crop)
+        return
+    require_layers(network, method)
+    require_crop_fits(network, crop)
 
 
 def _grid(method: Component) -> list[Component]:
@@ -93,7 +103,7 @@ class Workbench:
         """Loads the study, builds methods and extractor, and checks that the store covers every case.
 
         Raises:
-            ConfigError, StudyError: As `require_trainable`.
+            ConfigError, StudyError, WeightsError: As `require_trainable`.
             StoreError: A case is not in the store.
         """
         study = load_study(experiment.study, root)
@@ -138,7 +148,8 @@ class Workbench:
     def key(self, trial: Trial) -> str:
         """Digest of everything that a trial's result depends on."""
         experiment = self.experiment
-        needs_features = build_method(trial.method).needs_features
+        method = build_method(trial.method)
+        needs_features = method.needs_features
         used = {split: [case.id for case in self.study.split(split)] for split in ("train", "val")}
         keys = {name: self.index.keys[name] for names in used.values() for name in names}
         return digest({
@@ -149,6 +160,7 @@ class Workbench:
             "evaluation": to_json(experiment.evaluation),
             "features": to_json(experiment.features) if needs_features else None,
             "extractor": self.extractor.fingerprint if needs_features and self.extractor else None,
+            "pretrained": method.pretrained(),
             "classes": self.study.classes,
             "orientation": self.study.orientation_augmentation,
             "crop": self.study.crop,

@@ -28,6 +28,7 @@ class Sample:
         affine: 3x3 map from output to input directions about the crop's centre, or None.
         kept: Which input channels survive, bool `[in_channels]`.
         noise_seed: Seeds the intensity augmentation.
+        strength: How strongly the method changes the sample, where it draws that per sample.
     """
 
     case: str
@@ -37,6 +38,7 @@ class Sample:
     affine: np.ndarray | None
     kept: np.ndarray
     noise_seed: int
+    strength: float = 0.0
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -53,7 +55,7 @@ class SamplePlan:
         seed: The run's seed.
         shapes: Prepared shape of every training case; each axis at least the crop's.
         crop: Voxels per axis of a training crop.
-        mask: The method's `plan`, bound to the number of feature channels.
+        draw: The method's `draw`, bound to the number of feature channels.
         orientation: Whether flips and quarter turns are drawn (off where left and right matter).
         affine: Whether rotations (up to 45 degrees), shears (0.2) and scalings (0.2) are drawn.
         probability: Chance of each random item.
@@ -62,7 +64,7 @@ class SamplePlan:
     seed: int
     shapes: Mapping[str, Shape]
     crop: Shape
-    mask: Callable[[np.random.Generator], np.ndarray]
+    draw: Callable[[np.random.Generator], tuple[np.ndarray, float]]
     orientation: bool = True
     affine: bool = True
     probability: float = 0.33
@@ -78,8 +80,8 @@ class SamplePlan:
             size = self.crop
         x, y, z = (int(generator.integers(h - w + 1)) for h, w in zip(self.shapes[case], size, strict=True))
         matrix = self._affine(generator) if self.affine else None
-        kept = self.mask(generator)
-        return Sample(case, (x, y, z), size, symmetry, matrix, kept, int(generator.integers(2**32)))
+        kept, strength = self.draw(generator)
+        return Sample(case, (x, y, z), size, symmetry, matrix, kept, int(generator.integers(2**32)), strength)
 
     def _symmetry(self, generator: np.random.Generator) -> AxisSymmetry:
         """RandFlip on the first axis, RandAxisFlip on any, RandRotate90 in the first two axes' plane."""

@@ -55,6 +55,7 @@ def run_trial(
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
     network = build_network(experiment.network, method, channels, len(bench.study.classes))
+    method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     task = Task(
         network=network,
@@ -115,7 +116,7 @@ def make_batches(
         seed=trial.seed,
         shapes={case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases},
         crop=bench.study.crop,
-        mask=lambda generator: method.plan(generator, channels),
+        draw=lambda generator: method.draw(generator, channels),
         orientation=bench.study.orientation_augmentation,
         affine=training.augmentation.affine,
         probability=training.augmentation.probability,

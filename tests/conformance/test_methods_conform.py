@@ -42,18 +42,24 @@ def network_for(method: Method, seed: int = 0) -> nn.Module:
     return build_network(Network(base=2, downs=1), method, CHANNELS, CLASSES)
 
 
+def size_for(method: Method, size: tuple[int, int, int] = (4, 6, 8)) -> tuple[int, int, int]:
+    """The size, or the smallest cube that a method with a network of its own takes."""
+    return size if method.sizes is None else (method.sizes.smallest,) * 3
+
+
 def batch_for(
     method: Method, size: tuple[int, int, int] = (4, 6, 8), samples: int = 2, constant: bool = False
 ) -> Batch:
+    size = size_for(method, size)
     generator, draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
-    kept = torch.from_numpy(np.stack([method.plan(draws, CHANNELS) for _ in range(samples)]))
+    kept, strength = zip(*(method.draw(draws, CHANNELS) for _ in range(samples)), strict=True)
     image = torch.rand(samples, 1, *size, generator=generator)
     label = torch.randint(CLASSES, (samples, 1, *size), generator=generator)
     features = torch.randn(samples, CHANNELS, *size, generator=generator) if method.needs_features else None
     if constant:
         image, features = torch.zeros_like(image), None if features is None else torch.zeros_like(features)
     image, label = method.augment(image, label, CLASSES, [np.random.default_rng((1, s)) for s in range(samples)])
-    return Batch(image, label, features, kept, seed=1)
+    return Batch(image, label, features, torch.from_numpy(np.stack(kept)), 1, torch.tensor(strength))
 
 
 def loss_of(method: Method, network: nn.Module, batch: Batch) -> Tensor:
@@ -68,7 +74,8 @@ def loss_and_gradients(method: Method, batch: Batch) -> tuple[Tensor, list[Tenso
     return loss.detach(), [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
-def whole_input(method: Method, size: tuple[int, int, int] = (4, 6, 8)) -> Tensor:
+def whole_input(method: Method) -> Tensor:
+    size = size_for(method)
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(1, CHANNELS, *size, generator=generator) if method.needs_features else None
     return method.inputs(torch.rand(1, 1, *size, generator=generator), features)
@@ -100,7 +107,7 @@ def test_inference_takes_the_width_that_was_promised_and_draws_nothing(method: M
     one, two = (whole_input(method) for _ in range(2))
     assert one.shape[1] == method.in_channels(CHANNELS)
     logits = network(one)
-    assert logits.shape == (1, CLASSES, 4, 6, 8)
+    assert logits.shape == (1, CLASSES, *size_for(method))
     assert torch.equal(logits, network(two))
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -114,7 +121,7 @@ def test_a_checkpoint_gives_the_same_network(method: Method) -> None:
 
 
 def test_a_bundle_predicts_what_was_saved_at_an_odd_size(method: Method, tmp_path: Path) -> None:
-    segmenter = make_segmenter(Component.of(method.name))
+    segmenter = make_segmenter(Component.of(method.name), crop=size_for(method, (16, 16, 16)))
     segmenter.save(tmp_path / "bundle")
     array = gaussian_filter(np.random.default_rng(0).normal(size=(17, 21, 19)), 2).astype(np.float32)
     volume = Volume(array, np.eye(4))
@@ -149,17 +156,18 @@ def test_a_step_is_the_same_under_distributed_data_parallel(method: Method, proc
 def test_labels_stay_labels_of_the_same_grid(method: Method) -> None:
     batch = batch_for(method)
     if batch.label_bcxyz.is_floating_point():
-        assert batch.label_bcxyz.shape == (2, CLASSES, 4, 6, 8)
-        assert torch.allclose(batch.label_bcxyz.sum(dim=1), torch.ones(2, 4, 6, 8))
+        assert batch.label_bcxyz.shape == (2, CLASSES, *size_for(method))
+        assert torch.allclose(batch.label_bcxyz.sum(dim=1), torch.ones(2, *size_for(method)))
     else:
-        assert batch.label_bcxyz.shape == (2, 1, 4, 6, 8)
+        assert batch.label_bcxyz.shape == (2, 1, *size_for(method))
 
 
 def test_a_few_steps_lower_the_loss_of_a_fixed_batch(method: Method) -> None:
     network, batch = network_for(method), batch_for(method)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    steps, rate = (20, 1e-2) if method.sizes is None else (5, 1e-3)  # a network of its own is a big one
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     losses = []
-    for _ in range(20):
+    for _ in range(steps):
         loss = loss_of(method, network, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -55,7 +55,7 @@ def test_an_experiment_file_survives_loading_and_writing(tmp_path: Path) -> None
             {"training": {"augmentation": {"intensitty": True}}},
             "unknown key 'training.augmentation.intensitty'; did you mean 'intensity'?",
         ),
-        ({"network": {"zzz": 1}}, "unknown key 'network.zzz'; known: base, convs, downs"),
+        ({"network": {"zzz": 1}}, "unknown key 'network.zzz'; known: base, convs, downs, name"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_closest_known_one(

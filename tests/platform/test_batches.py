@@ -32,7 +32,7 @@ def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: ob
     cases = bench.study.split("train")
     shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases}
     plan = SamplePlan(
-        1, shapes, changes.pop("crop", (16, 16, 16)), lambda g: method.plan(g, CHANNELS), True, False, 0.5
+        1, shapes, changes.pop("crop", (16, 16, 16)), lambda g: method.draw(g, CHANNELS), True, False, 0.5
     )  # type: ignore[arg-type]
     augmentation = bench.experiment.training.augmentation.model_copy(update={"intensity": False} | changes)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
@@ -64,8 +64,11 @@ def test_a_replayed_symmetry_gives_the_features_of_the_turned_volume(bench: Work
 @pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
 def test_reading_only_survivors_gives_the_loss_of_dropping_after_reading(bench: Workbench, p: float) -> None:
     batch = batches(bench, p).at(3)
-    everything = dataclasses.replace(batches(bench, p), plan=dataclasses.replace(
-        batches(bench, p).plan, mask=lambda generator: DropGen(p=p).plan(generator, CHANNELS) | True))  # fmt: skip
+    everything = batches(bench, p)
+    read_all = dataclasses.replace(
+        everything.plan, draw=lambda generator: (DropGen(p=p).plan(generator, CHANNELS) | True, 0.0)
+    )
+    everything = dataclasses.replace(everything, plan=read_all)
     full = everything.at(3)
     assert full.features_bcxyz is not None
     assert batch.features_bcxyz is not None

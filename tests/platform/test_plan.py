@@ -12,7 +12,7 @@ from dropgen.platform.training.plan import Sample, SamplePlan
 
 def plan(seed: int = 1, crop: tuple[int, int, int] = (8, 8, 8), channels: int = 13, **options: object) -> SamplePlan:
     shapes = {"a": (10, 12, 8), "b": (8, 8, 9), "c": (16, 8, 20)}
-    return SamplePlan(seed, shapes, crop, lambda generator: generator.random(channels) >= 0.5, **options)  # type: ignore[arg-type]
+    return SamplePlan(seed, shapes, crop, lambda generator: (generator.random(channels) >= 0.5, 0.0), **options)  # type: ignore[arg-type]
 
 
 def same(a: Sample, b: Sample) -> bool:

@@ -38,6 +38,6 @@ def make_segmenter(method: Component, seed: int = 0, **changes: object) -> Segme
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm3d):
                 module.momentum = 1.0
-        network(torch.rand(2, rule.in_channels(channels), 16, 16, 16))
+        network(torch.rand(2, rule.in_channels(channels), *spec.crop))
         head.weight -= head.weight.mean(dim=(1, 2, 3, 4), keepdim=True)
     return Segmenter(spec, network.eval(), rule, extractor)
