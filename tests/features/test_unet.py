@@ -65,7 +65,8 @@ def test_call_applies_every_module_in_order() -> None:
     network = UNet(1, 2, base=2, downs=2).eval()
     applied: list[torch.nn.Module] = []
 
-    def call(module: torch.nn.Module, x_bcxyz: torch.Tensor) -> torch.Tensor:
+    def call(index: int, module: torch.nn.Module, x_bcxyz: torch.Tensor) -> torch.Tensor:
+        assert module is network.model[index]
         applied.append(module)
         result: torch.Tensor = module(x_bcxyz)
         return result

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from dropgen.__main__ import main
 from dropgen.config import Network, load_experiment
+from dropgen.errors import WeightsError
 from dropgen.features.studies.study import Study, load_study
 from dropgen.platform.methods import METHODS
 from dropgen.platform.training.bench import require_trainable, trials_of
@@ -37,7 +39,12 @@ def test_the_printed_experiment_can_be_trained_and_searches_the_whole_space(
         assert {options[option] for options in tried} == set(values)
     assert tried
     small = experiment.model_copy(update={"network": Network(base=2, downs=2)})
-    assert len(require_trainable(small, study)) == len(trials_of(experiment))
+    large = dataclasses.replace(study, crop=(32, 32, 32))
+    if name in ("finetune_extractor", "finetune_decoder"):
+        with pytest.raises(WeightsError, match="anatomix"):
+            require_trainable(small, large)
+    else:
+        assert len(require_trainable(small, large)) == len(trials_of(experiment))
 
 
 def test_an_unknown_method_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
