@@ -21,9 +21,10 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         say(yaml.safe_dump(experiment, sort_keys=False).rstrip())
         return {"experiment": experiment}
     methods = [describe(name) for name in METHODS]
+    width = max(map(len, METHODS))
     for method in methods:
         options = ", ".join(f"{key}={value}" for key, value in method["hyperparameters"].items()) or "none"
-        say(f"{method['name']:14} acts on {method['acts_on']:8} hyperparameters: {options}")
+        say(f"{method['name']:{width}} acts on {method['acts_on']:8} hyperparameters: {options}")
     say(f"extractors: {', '.join(EXTRACTORS)}")
     return {"methods": methods, "extractors": sorted(EXTRACTORS)}
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dropgen.errors import ConfigError
+from dropgen.platform.methods.checks import require_number
 from dropgen.platform.methods.method import Method
 
 BLANK = 0.5  # zero, had the unit scale [0, 1] been shifted to zero mean
@@ -40,12 +41,8 @@ class CutOut(Method):
     source: ClassVar[str] = "DeVries and Taylor, Improved regularization of CNNs with cutout, 2017"
 
     def __post_init__(self) -> None:
-        p: object = self.p  # a YAML file may hold anything
-        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p <= 1:
-            raise ConfigError(f"cutout: p = {p!r} must be a number from 0 to 1")
-        fraction: object = self.fraction
-        if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise ConfigError(f"cutout: fraction = {fraction!r} must be a number above 0 and below 1")
+        require_number(self.name, "p", self.p, "[0, 1]")
+        require_number(self.name, "fraction", self.fraction, "(0, 1)")
         if type(self.n_holes) is not int or self.n_holes < 1:
             raise ConfigError(f"cutout: n_holes = {self.n_holes!r} must be a whole number of at least 1")
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from dropgen.errors import ConfigError
 from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion
 
@@ -38,11 +38,8 @@ class DropGen(Joint):
     source: ClassVar[str] = "the DropGen paper (later: MaskGen), channel dropout over image and features"
 
     def __post_init__(self) -> None:
-        p: object = self.p  # a YAML file may hold anything
-        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p < 1:
-            raise ConfigError(f"dropgen: p = {p!r} must be a number of at least 0 and below 1")
-        if self.min_keep not in (0, 1):
-            raise ConfigError(f"dropgen: min_keep = {self.min_keep!r} must be 0 or 1")
+        require_number(self.name, "p", self.p, "[0, 1)")
+        require_choice(self.name, "min_keep", self.min_keep, (0, 1))
 
     def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
         """The mask m of one sample."""

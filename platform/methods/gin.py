@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dropgen.errors import ConfigError
+from dropgen.platform.methods.checks import require_choice
 from dropgen.platform.methods.method import Method
 from dropgen.platform.methods.random_cnn import random_intensities
 
@@ -34,8 +34,7 @@ class Gin(Method):
     source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
 
     def __post_init__(self) -> None:
-        if type(self.channels) is not int or self.channels not in (1, 3):
-            raise ConfigError(f"gin: channels = {self.channels!r} must be 1 or 3")
+        require_choice(self.name, "channels", self.channels, (1, 3))
 
     def in_channels(self, feature_channels: int) -> int:
         """The image, repeated."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dropgen.errors import ConfigError
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.blend_map import blend_map
+from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.method import Criterion, Method
 from dropgen.platform.methods.random_cnn import random_intensities
 
@@ -46,15 +46,10 @@ class GinIpa(Method):
     source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
 
     def __post_init__(self) -> None:
-        weight: object = self.weight  # a YAML file may hold anything
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
-            raise ConfigError(f"gin_ipa: weight = {weight!r} must be a number of at least 0")
-        if self.sup_copies not in ("first", "all"):
-            raise ConfigError(f"gin_ipa: sup_copies = {self.sup_copies!r} must be 'first' or 'all'")
-        if type(self.detach_mean) is not bool:
-            raise ConfigError(f"gin_ipa: detach_mean = {self.detach_mean!r} must be true or false")
-        if type(self.channels) is not int or self.channels not in (1, 3):
-            raise ConfigError(f"gin_ipa: channels = {self.channels!r} must be 1 or 3")
+        require_number(self.name, "weight", self.weight, "[0, inf)")
+        require_choice(self.name, "sup_copies", self.sup_copies, ("first", "all"))
+        require_choice(self.name, "detach_mean", self.detach_mean, (False, True))
+        require_choice(self.name, "channels", self.channels, (1, 3))
 
     def in_channels(self, feature_channels: int) -> int:
         """The image, repeated."""

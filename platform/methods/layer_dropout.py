@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.checks import require_choice, require_number, require_unet
-from dropgen.platform.methods.method import Criterion, MakePredictor, Method
+from dropgen.platform.methods.joint import Joint
+from dropgen.platform.methods.method import MakePredictor
 
 
 @dataclass(frozen=True)
-class LayerDropout(Method):
+class LayerDropout(Joint):
     """The input u = [x; r] of DropGen with p = 0, and `Dropout3d(p)` after the ReLU of every hidden block.
 
     Asks whether it is dropout as such that helps, or dropout where image and stable features meet. Skip connections
@@ -31,7 +30,6 @@ class LayerDropout(Method):
 
     name: ClassVar[str] = "layer_dropout"
     acts_on: ClassVar[str] = "layers"
-    needs_features: ClassVar[bool] = True
     needs_unet: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}
     source: ClassVar[str] = (
@@ -42,10 +40,6 @@ class LayerDropout(Method):
     def __post_init__(self) -> None:
         require_number(self.name, "p", self.p, "[0, 1)")
         require_choice(self.name, "include_input", self.include_input, (False, True))
-
-    def in_channels(self, feature_channels: int) -> int:
-        """The image and the extractor's channels."""
-        return 1 + feature_channels
 
     def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
         """The UNet with dropout inside.
@@ -60,12 +54,3 @@ class LayerDropout(Method):
         if self.include_input:
             unet.model[0] = nn.Sequential(nn.Dropout3d(self.p), unet.model[0])
         return unet
-
-    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
-        """The concatenation u = [x; r]."""
-        assert features_bcxyz is not None
-        return torch.cat((image_b1xyz, features_bcxyz), dim=1)
-
-    def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        """The criterion on the prediction from u."""
-        return criterion(network(self.inputs(batch.image_bcxyz, batch.features_bcxyz)), batch.label_bcxyz)

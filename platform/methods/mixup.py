@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from dropgen.console import warn
-from dropgen.errors import ConfigError
+from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.method import Method
 
 
@@ -43,14 +42,9 @@ class MixUp(Method):
     source: ClassVar[str] = "Zhang et al., mixup: Beyond empirical risk minimization, ICLR 2018"
 
     def __post_init__(self) -> None:
-        p: object = self.p  # a YAML file may hold anything
-        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p <= 1:
-            raise ConfigError(f"mixup: p = {p!r} must be a number from 0 to 1")
-        alpha: object = self.alpha
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
-            raise ConfigError(f"mixup: alpha = {alpha!r} must be a number above 0")
-        if type(self.per_sample) is not bool:
-            raise ConfigError(f"mixup: per_sample = {self.per_sample!r} must be true or false")
+        require_number(self.name, "p", self.p, "[0, 1]")
+        require_number(self.name, "alpha", self.alpha, "(0, inf)")
+        require_choice(self.name, "per_sample", self.per_sample, (False, True))
 
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]

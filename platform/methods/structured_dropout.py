@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from dropgen.errors import ConfigError
 from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion
 
@@ -37,11 +37,8 @@ class StructuredDropout(Joint):
     source: ClassVar[str] = "the DropGen paper's ablation of structured dropout"
 
     def __post_init__(self) -> None:
-        p: object = self.p  # a YAML file may hold anything
-        if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p < 1:
-            raise ConfigError(f"structured_dropout: p = {p!r} must be a number of at least 0 and below 1")
-        if not isinstance(self.rescale, bool):
-            raise ConfigError(f"structured_dropout: rescale = {self.rescale!r} must be true or false")
+        require_number(self.name, "p", self.p, "[0, 1)")
+        require_choice(self.name, "rescale", self.rescale, (False, True))
 
     def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
         """One draw decides both groups."""

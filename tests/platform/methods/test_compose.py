@@ -84,7 +84,7 @@ def test_p_is_dropgen_s_and_the_inner_options_carry_a_prefix() -> None:
         ("dropgen+mixup", {"cutout.p": 1}, "unknown option 'cutout.p'"),
         ("dropgen+gin", {"gin.channels": 1}, "unknown option 'gin.channels' .* known: min_keep, p"),
         ("dropgen+mixup", {"mixup.p": 2}, "mixup: p = 2 must be"),
-        ("dropgen+mixup", {"p": 1}, "dropgen: p = 1 must be"),
+        ("dropgen+mixup", {"p": 1}, r"dropgen\+mixup: p = 1 must be"),
     ],
 )
 def test_wrong_options_are_refused_as_anywhere(name: str, options: dict[str, Any], words: str) -> None:

@@ -143,5 +143,5 @@ def test_at_inference_the_image_is_repeated_and_nothing_else(channels: int) -> N
 
 @pytest.mark.parametrize("channels", [0, 2, 4, 3.0, True, "3", None])
 def test_other_numbers_of_channels_are_refused_by_value(channels: object) -> None:
-    with pytest.raises(ConfigError, match=f"channels = {channels!r} must be 1 or 3"):
+    with pytest.raises(ConfigError, match=f"channels = {channels!r} must be one of 1, 3"):
         build(Component.of("gin", channels=channels))
