@@ -36,5 +36,6 @@ def _convolve(module: nn.Conv3d, x_bcxyz: Tensor, kept_c: Tensor) -> Tensor:
     weight = module.weight.index_select(1, kept_c)
     if module.weight.is_contiguous(memory_format=torch.channels_last_3d):  # the layers behind want this layout
         weight = weight.contiguous(memory_format=torch.channels_last_3d)
+    assert not isinstance(module.padding, str)
     padding = [amount for amount in reversed(module.padding) for _ in range(2)]
     return nnf.conv3d(nnf.pad(x_bcxyz.index_select(1, kept_c), padding, mode=module.padding_mode), weight)
