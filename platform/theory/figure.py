@@ -54,7 +54,9 @@ def _weights(axis: Axes, toy: Toy, rows: Rows) -> None:
             feature = "S" if column == "weight_stable" else "U"
             _label(axis, ps[-1], means[-1], f"{feature}, {label}", COLOURS[method])
     axis.axhline(toy.best_stable.stable, color=COLOURS["best_stable"], lw=1.4, zorder=1)
-    axis.text(0.0, toy.best_stable.stable, "S, best from S alone", color=COLOURS["best_stable"], fontsize=9, va="bottom")
+    axis.text(
+        0.0, toy.best_stable.stable, "S, best from S alone", color=COLOURS["best_stable"], fontsize=9, va="bottom"
+    )
     _titles(axis, "Prop. 1: no masked optimum ignores S", "p, how much is masked", "weight in the logit")
     axis.set_xlim(-0.02, 1.02)
     axis.set_xticks([0, 0.25, 0.5, 0.75])
@@ -76,7 +78,9 @@ def _risks(axis: Axes, toy: Toy, rows: Rows) -> None:
     line(at_convergence("plain", 0.0), COLOURS["plain"], "plain training")
     line(at_convergence("structured_dropout", P_SHOWN), COLOURS["structured_dropout"], f"group masks, p = {P_SHOWN:g}")
     line(at_convergence("dropgen", P_SHOWN), COLOURS["dropgen"], f"DropGen, p = {P_SHOWN:g}")
-    line(lambda environment: toy.risk(toy.best_stable, environment), COLOURS["best_stable"], "best from S alone,\nH(Y|S)")
+    line(
+        lambda environment: toy.risk(toy.best_stable, environment), COLOURS["best_stable"], "best from S alone,\nH(Y|S)"
+    )
     line(lambda environment: toy.risk(toy.best_joint(environment), environment), COLOURS["best_joint"],
          "best from [U, S] of\neach environment", (0, (1, 1.2)))  # fmt: skip
     axis.axhline(math.log(2), color=MUTED, lw=0.9, zorder=1)

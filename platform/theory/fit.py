@@ -70,7 +70,11 @@ def fit(method: Method, batch: Batch) -> Fit:
     """
     layer = linear(batch.kept_bc.shape[1] - 1)
     optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=500, tolerance_grad=GRADIENT / 10, tolerance_change=0, line_search_fn="strong_wolfe"
+        layer.parameters(),
+        max_iter=500,
+        tolerance_grad=GRADIENT / 10,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -84,5 +88,7 @@ def fit(method: Method, batch: Batch) -> Fit:
     assert layer.weight.grad is not None
     gradient = float(layer.weight.grad.abs().max())
     if not gradient < GRADIENT:
-        raise DivergenceError(f"{method.name} on the toy ended where the gradient is {gradient:.1e}, not below {GRADIENT}")
+        raise DivergenceError(
+            f"{method.name} on the toy ended where the gradient is {gradient:.1e}, not below {GRADIENT}"
+        )
     return Fit(weights_of(layer), end, gradient)

@@ -104,5 +104,7 @@ def write(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Trains the toy of docs/theory.md again.")
-    parser.add_argument("folder", type=Path, help="where results/theory.json and images/theory.png go, for example docs")
+    parser.add_argument(
+        "folder", type=Path, help="where results/theory.json and images/theory.png go, for example docs"
+    )
     write(parser.parse_args().folder)
