@@ -84,7 +84,7 @@ def fit(method: Method, batch: Batch) -> Fit:
         return value
 
     optimizer.step(loss)
-    end = float(loss())
+    end = loss().item()
     assert layer.weight.grad is not None
     gradient = float(layer.weight.grad.abs().max())
     if not gradient < GRADIENT:

@@ -35,7 +35,7 @@ def gradient_agreement(
         criterion: Logits and label to a scalar.
 
     Raises:
-        ConfigError: The network has no convolution of 1 + C input channels.
+        ConfigError: The network does not begin with a convolution of 1 + C channels.
     """
     convolution = _first_convolution(network, 1 + features_bcxyz.shape[1])
     modes = {module: module.training for module in network.modules()}
@@ -63,10 +63,10 @@ def _gradient(
 
 
 def _first_convolution(network: nn.Module, width: int) -> nn.Conv3d:
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d) and module.in_channels == width:
-            return module
-    raise ConfigError(
-        f"{type(network).__name__} has no convolution of {width} input channels, the image and {width - 1} features; "
-        "condition 1 can be measured on networks of a joint input only"
-    )
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
+    if first is None or first.in_channels != width:
+        raise ConfigError(
+            f"{type(network).__name__} does not begin with a convolution of {width} channels, the image and "
+            f"{width - 1} features; condition 1 can be measured on networks of that joint input only"
+        )
+    return first

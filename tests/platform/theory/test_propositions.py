@@ -99,7 +99,9 @@ def test_prop_1_excludes_spurious_stationary_points_and_they_exist() -> None:
     labels.flatten()[1::2] = 1  # balanced, so that the last bias rests too
     batch = Batch(batch.image_bcxyz, labels, batch.features_bcxyz, batch.kept_bc)
     method.loss(network, batch, cross_entropy).backward()
-    assert all(float(parameter.grad.abs().max()) < 1e-12 for parameter in network.parameters() if parameter.grad is not None)
+    assert all(
+        float(parameter.grad.abs().max()) < 1e-12 for parameter in network.parameters() if parameter.grad is not None
+    )
 
 
 def test_the_masked_risk_is_the_convex_combination_of_three_risks() -> None:
@@ -123,7 +125,11 @@ def test_the_masked_risk_is_the_convex_combination_of_three_risks() -> None:
     draws = [mask for mask, chance in groups.items() for _ in range(round(4 * chance))]
     masked = method.loss(layer, with_masks(draws), cross_entropy)
     three = [
-        plain.loss(layer, Batch(image * keeps_image, crops.label_bcxyz, features * keeps_features, crops.kept_bc), cross_entropy)
+        plain.loss(
+            layer,
+            Batch(image * keeps_image, crops.label_bcxyz, features * keeps_features, crops.kept_bc),
+            cross_entropy,
+        )
         for keeps_image, keeps_features in groups
     ]
     combined = sum(chance * risk for chance, risk in zip(groups.values(), three, strict=True))
@@ -148,7 +154,7 @@ def test_prop_2_the_stable_risk_is_the_conditional_entropy() -> None:
         return -sum(value * math.log(value / sum(density.values())) for value in density.values())
 
     entropy, _ = quad(binary_entropy_times_density, -8, 8)
-    assert H_Y_GIVEN_S == pytest.approx(entropy, abs=1e-8)
+    assert pytest.approx(entropy, abs=1e-8) == H_Y_GIVEN_S
 
 
 @given(environments)

@@ -110,5 +110,7 @@ def test_a_probe_leaves_the_network_and_the_generator_as_they_were() -> None:
 
 def test_a_network_of_the_image_alone_is_refused_with_what_was_looked_for() -> None:
     predictor = build_predictor(Network(base=2, downs=1), 1, CLASSES)
-    with pytest.raises(ConfigError, match="no convolution of 4 input channels, the image and 3 features"):
+    with pytest.raises(
+        ConfigError, match="UNet does not begin with a convolution of 4 channels, the image and 3 features"
+    ):
         probe(predictor, *crops())
