@@ -88,7 +88,7 @@ def scored(toy: Toy, predictor: str, weights: Weights) -> Row:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The Markdown table of the page: mean ± SD over seeds, risks in nats, errors in percent."""
     lines = [
-        "| predictor | weight on U | weight on S | risk: training | risk: noise | risk: flipped | error: training | "
+        "| predictor | weight on U | weight on S | risk: training | risk: U zeroed | risk: flipped | error: training | "
         "error: flipped |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -98,7 +98,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             group = [row for row in shown if row["predictor"] == name and row.get("p", 0.0) == p]
             cells = [
                 *(_spread([row[key] for row in group], 2) for key in ("weight_image", "weight_stable")),
-                *(_spread([row["risk"][key] for row in group], 3) for key in ENVIRONMENTS),
+                _spread([row["risk"]["training"] for row in group], 3),
+                _spread([row["stable_only_risk"] for row in group], 3),
+                _spread([row["risk"]["flipped"] for row in group], 3),
                 *(_spread([100 * row["error"][key] for row in group], 1) for key in ("training", "flipped")),
             ]
             lines.append(f"| {shown_as}{f', p = {p:g}' if p > 0 else ''} | {' | '.join(cells)} |")
