@@ -18,6 +18,7 @@ FLOORS = ("features", "platform", "tuning", "serving")
 SOURCES = [path for folder in ("dropgen", *FLOORS) for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+OPTIONAL = EXTRAS["bench"] + EXTRAS["nninteractive"]
 
 # Where a library may be imported; an entry that ends in "/" is a folder.
 HOMES = {
@@ -27,6 +28,7 @@ HOMES = {
     "ray": ("features/cluster.py", "features/precompute.py", "platform/training/distributed.py", "tuning/", "serving/"),
     "zarr": ("features/store/arrays.py", "features/bench/"),
     "blosc2": ("features/bench/",),
+    "dynamic_network_architectures": ("features/extractors/nninteractive.py",),
     "tensorstore": ("features/bench/",),
     "zarrs": ("features/bench/",),
 }
@@ -132,14 +134,14 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     owners = metadata.packages_distributions()
     modules = {name.split(".")[0] for path in SOURCES for name in imported(path)}
     outside = {name for name in modules if name not in sys.stdlib_module_names and name != "dropgen"}
-    # An optional peer need not be installed; its module has its distribution's name.
+    # An optional package need not be installed; its module has its distribution's name.
     owned = {name: owners.get(name, [name]) for name in outside}
     used = {distribution(owner) for name in outside for owner in owned[name] if not owner.startswith("mlflow-")}
-    assert used == {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"]}
+    assert used == {distribution(line) for line in PROJECT["dependencies"] + OPTIONAL}
 
 
 def test_every_dependency_has_its_reason_and_its_tested_version() -> None:
-    declared = {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"] + EXTRAS["dev"]}
+    declared = {distribution(line) for line in PROJECT["dependencies"] + OPTIONAL + EXTRAS["dev"]}
     table = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
     explained = {distribution(name) for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
     assert explained == declared

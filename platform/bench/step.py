@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -118,9 +118,7 @@ def contenders_of(experiment: Experiment, root: Path) -> list[Contender]:
     found = []
     for source in ("stored", "online"):
         features = experiment.features.model_copy(update={"source": source})
-        bench = Workbench.open(experiment.model_copy(update={"features": features}), root)
-        if bench.extractor is not None:
-            bench = replace(bench, extractor=build_extractor(features.extractor, device))
+        bench = Workbench.open(experiment.model_copy(update={"features": features}), root).on(device)
         for trial in trials_of(experiment):
             method = build_method(trial.method)
             if not method.needs_features and source == "online":

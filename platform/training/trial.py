@@ -50,7 +50,8 @@ def run_trial(
         write_json(folder / "trial.json", {"trial": to_json(trial), "experiment": to_json(experiment)})
     torch.set_num_threads(training.threads)
     torch.manual_seed(trial.seed)
-    device = choose_device(training.device)
+    device = _own_device(training.device)
+    bench = bench.on(device)
     method = build_method(trial.method)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
@@ -83,6 +84,12 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device = 'cuda', but this machine has no usable CUDA device; set it to 'auto'")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _own_device(wanted: str) -> str:
+    """`choose_device` with its index: in the thread that makes batches "cuda" alone would be another GPU than here."""
+    device = choose_device(wanted)
+    return f"{device}:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
