@@ -106,7 +106,7 @@ def prepare(folder: Path, crop: int, overrides: tuple[str, ...]) -> Experiment:
     worker = Worker(Recipe(store.folder, study, component, dtype, git_commit()))
     for case in study.cases:
         keys = index.keys[case.id]
-        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))):
+        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))).problem:
             raise StoreError(problem)
     return experiment
 
