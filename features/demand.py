@@ -12,6 +12,7 @@ import numpy as np
 from dropgen.errors import VolumeError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors.tiles import peak_bytes
+from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.prepare import Grid
 from dropgen.features.studies.study import Study
@@ -63,3 +64,9 @@ def demand_of(works: Sequence[Work], study: Study, extractor: Extractor | None, 
 def free_bytes(store: FeatureStore) -> int:
     """Free disk space where the store is or will be."""
     return shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
+
+
+def features_bytes(index: StudyIndex, channels: int, store: FeatureStore) -> int:
+    """What the features of all cases take on disk, in the store or not; their volumes are there."""
+    voxels = sum(store.volume(key).unit.size for key in {keys.volume for keys in index.keys.values()})
+    return voxels * channels * np.dtype(index.dtype).itemsize

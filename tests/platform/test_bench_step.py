@@ -11,8 +11,9 @@ import pytest
 
 from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StoreError
-from dropgen.platform.bench.step import STEPS, Contender, bench_step, contenders_of, prepare
+from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 from dropgen.platform.training.batches import PREFETCH
+from dropgen.platform.training.contender import STEPS, Contender
 
 TINY = ("--network.base=1", "--network.downs=1", "--training.batch=1")
 
