@@ -190,8 +190,8 @@ VERBS: dict[str, Verb] = {
             option(
                 "action",
                 choices=("store", "precompute", "step"),
-                help="store: time crop reading; precompute: time computing a study's features with one and with several "
-                "volumes in flight; step: time a training step",
+                help="store: time crop reading; precompute: time computing features with one and with several volumes "
+                "in flight; step: time a training step",
             ),
             option("--shape", help="voxels of a volume (default: store 240,240,155, precompute 128,128,128)"),
             option("--channels", type=int, help="store: feature channels (default 16)"),

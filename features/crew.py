@@ -73,8 +73,9 @@ def run_crew(
 def _work_through(
     works: Sequence[Work], recipe: Recipe, workers: int, in_flight: int, on_case: Callable[[str | None], None]
 ) -> Shift:
-    remote: Any = ray.remote(num_cpus=1, max_concurrency=in_flight, scheduling_strategy="SPREAD")(Worker)
-    crew = [remote.remote(recipe) for _ in range(workers)]
+    actor: Any = ray.remote(Worker)
+    hire = actor.options(num_cpus=1, max_concurrency=in_flight, scheduling_strategy="SPREAD").remote
+    crew = [hire(recipe) for _ in range(workers)]
     queue, shift = deque(works), Shift()
     busy: dict[Any, tuple[int, Any, Work]] = {}  # a running case to its seat in the crew and the worker that has it
     while queue or busy:
@@ -91,7 +92,7 @@ def _work_through(
         except RayActorError as error:
             shift.lost.append((work, str(error).strip().splitlines()[0]))
             if crew[seat] is worker:  # the first to tell of this death
-                crew[seat] = remote.remote(recipe)
+                crew[seat] = hire(recipe)
         except RayTaskError as error:
             if isinstance(error.cause, DropGenError):
                 raise error.cause from None

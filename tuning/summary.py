@@ -20,8 +20,8 @@ def table_rows(results: Sequence[dict[str, Any]], evaluations: Mapping[str, Mapp
 
     Returns:
         `method, p` (None unless the method is DropGen)`, seed, steps, converged, val_dice, selected, source_dice,
-        target_dice` (mean over subjects of each unseen domain)`, data_wait` and where the trial lies. `selected` marks the
-        rows of the chosen DropGen hyperparameters, and no row of an experiment without DropGen.
+        target_dice` (mean over subjects of each unseen domain)`, data_wait` and where the trial lies. `selected` marks
+        the rows of the chosen DropGen hyperparameters, and no row of an experiment without DropGen.
     """
     chosen = {result["key"] for result in choose(results).results if result["method"] == PROPOSED}
     return [

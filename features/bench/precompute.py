@@ -52,7 +52,7 @@ class PrecomputeBench:
 
     def __post_init__(self) -> None:
         require_repeats(self.repeats)
-        if len(self.shape) != 3 or min(self.shape) < 1:
+        if len(self.shape) != 3:
             raise ConfigError(f"--shape = {self.shape}: a volume has three axes, for example 128,128,128")
         if not self.workers or min(self.workers) < 1:
             raise ConfigError(f"--workers = {self.workers}: name numbers of processes, for example 1,2")

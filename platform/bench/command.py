@@ -128,9 +128,7 @@ def _numbers(flag: str, text: str | None, unit: str, example: str) -> tuple[int,
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(
-            f"{flag} = '{text}': write {unit} with commas between them, for example {example}"
-        ) from None
+        raise ConfigError(f"{flag} = '{text}': write {unit} with commas between them, for example {example}") from None
 
 
 def _stated(given: Mapping[str, Any]) -> dict[str, Any]:

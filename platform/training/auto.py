@@ -24,9 +24,8 @@ BLOCKS = 2  # of steps with either source, in turns
 def settle(experiment: Experiment, root: Path) -> None:
     """Makes the choice and puts it on record, unless one is there or there is nothing to choose.
 
-    Both sources are timed with the first trial that leaves the source open, on the study's own cases. A store that lacks
-    features of a case cannot be timed: then they are made online. No trial's result depends on how often or where this
-    runs, but for the source that it finds.
+    Both sources are timed with the first trial that leaves the source open, on the study's own cases. A store that
+    lacks features of a case cannot be timed: then they are made online.
 
     Raises:
         StoreError: The store lacks volumes or labels of a case.

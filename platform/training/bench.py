@@ -81,9 +81,7 @@ def leaves_source_open(method: Method) -> bool:
     return method.needs_features and not method.needs_online
 
 
-def choice_record(
-    experiment: Experiment, root: Path, study: Study, extractor: Extractor, store: FeatureStore
-) -> Path:
+def choice_record(experiment: Experiment, root: Path, study: Study, extractor: Extractor, store: FeatureStore) -> Path:
     """Where the choice that `features.source: auto` leads to is on record.
 
     The name covers data, settings and code that are in every trial's key, and no method: it is another one only where
@@ -145,8 +143,8 @@ class Workbench:
             choice = Choice.read(choice_record(experiment, root, study, extractor, store))
             if choice is None:
                 raise CheckpointError(
-                    f"features.source = 'auto' of experiment '{experiment.name}' has not led to a choice yet, which the "
-                    "first training makes; run: dropgen train EXPERIMENT.yaml"
+                    f"features.source = 'auto' of experiment '{experiment.name}' has not led to a choice yet, because "
+                    "nothing is trained; run: dropgen train EXPERIMENT.yaml"
                 )
             source = choice.source
         stored = extractor if source == "stored" else None

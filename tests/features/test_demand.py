@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from dropgen.features import precompute as job
@@ -63,7 +64,7 @@ def test_the_disk_that_features_will_take_is_known_before_they_are_there(
     told = features_bytes(index, 12, store)
     for case in study.cases:
         keys = index.keys[case.id]
-        features, stats = extract(Mind(), store.volume(keys.volume).unit)
+        features, stats = extract(Mind(), np.array(store.volume(keys.volume).unit))
         store.put_features(keys.features, features, stats, {"case": case.id}, dtype)
     chunks = sum(path.stat().st_size for path in store.folder.glob("features/*/c.*"))
     assert told == chunks

@@ -72,9 +72,7 @@ def test_both_sources_are_timed_on_a_covered_store_and_the_faster_is_kept_with_i
     assert capsys.readouterr().out.splitlines() == [choice.why]
 
 
-def test_a_choice_is_made_once_whatever_is_added_to_the_experiment(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_choice_is_made_once_whatever_is_added_to_the_experiment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(tiny_experiment(root, features=AUTO), root)
     before = [(path, path.read_bytes()) for path in records(root)]
     monkeypatch.setattr(auto, "_time", lambda *_: pytest.fail("it was timed again"))
