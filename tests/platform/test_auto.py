@@ -15,6 +15,7 @@ from dropgen.config import Component, to_json
 from dropgen.errors import CheckpointError
 from dropgen.manifest import read_json
 from dropgen.platform.methods import build
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.platform.training import auto
 from dropgen.platform.training.auto import settle
@@ -102,7 +103,7 @@ def test_what_auto_came_to_is_the_very_trial_of_an_experiment_that_says_so(root:
     left = read_json(Path(result["folder"]) / "trial.json")
     assert left["features"] == source
     assert left["choice"]["why"] == chosen.choice.why  # type: ignore[union-attr]
-    scope = read_json(Path(result["bundle"]) / "segmenter.json")["feature_scope"]
+    scope = Segmenter.load(Path(result["bundle"])).spec.feature_scope
     assert scope == ("volume" if source == "stored" else "window")
 
 
