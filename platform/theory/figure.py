@@ -59,7 +59,7 @@ def _weights(axis: Axes, toy: Toy, rows: Rows) -> None:
             _label(axis, ps[-1] + 0.025, height, f"{letter}, {name}", COLOURS[method])
     best = toy.best_stable.stable
     axis.axhline(best, color=COLOURS["best_stable"], lw=1.8, zorder=1)
-    _label(axis, 0.775, best + 0.09, "S, best without U", COLOURS["best_stable"])
+    _label(axis, 0.775, best + 0.13, "S, best without U", COLOURS["best_stable"])
     _titles(
         axis,
         "Proposition 1: masked training does not ignore S",
