@@ -59,7 +59,7 @@ def _weights(axis: Axes, toy: Toy, rows: Rows) -> None:
             _label(axis, ps[-1] + 0.025, height, f"{letter}, {name}", COLOURS[method])
     best = toy.best_stable.stable
     axis.axhline(best, color=COLOURS["best_stable"], lw=1.8, zorder=1)
-    _label(axis, 0.775, best + 0.09, "S, best without U", COLOURS["best_stable"])
+    _label(axis, 0.775, best + 0.13, "S, best without U", COLOURS["best_stable"])
     _titles(
         axis,
         "Proposition 1: masked training does not ignore S",
@@ -89,7 +89,7 @@ def _risks(axis: Axes, toy: Toy, rows: Rows) -> None:
     def best_of_its_own(environment: float) -> float:
         return toy.risk(toy.best_joint(environment), environment)
 
-    line(at_convergence("plain", 0.0), COLOURS["plain"], "plain training")
+    line(at_convergence("plain", 0.0), COLOURS["plain"], "plain training", (0, (5, 1.5)))
     line(at_convergence("structured_dropout", P_SHOWN), COLOURS["structured_dropout"], f"group masks,\np = {P_SHOWN:g}")
     line(at_convergence("dropgen", P_SHOWN), COLOURS["dropgen"], f"DropGen, p = {P_SHOWN:g}")
     line(stable_alone, COLOURS["best_stable"], "best without U:\nH(Y|S)")
