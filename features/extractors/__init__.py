@@ -27,6 +27,7 @@ class Extractor(Protocol):
         channels: Number of feature channels C.
         multiple: Every axis must be divisible by this.
         min_size: Every axis must be at least this.
+        source: Where it is published.
         fingerprint: Covers weights, options and code version; keys the store.
     """
 
@@ -34,6 +35,7 @@ class Extractor(Protocol):
     channels: int
     multiple: int
     min_size: int
+    source: str
     fingerprint: str
 
     @property

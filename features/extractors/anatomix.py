@@ -68,6 +68,9 @@ class Anatomix:
     channels = CHANNELS
     multiple = 16
     min_size = 32
+    source = (
+        "Dey et al., Learning General-Purpose Biomedical Volume Representations using Randomized Synthesis, ICLR 2025"
+    )
     halo = HALO
 
     def __init__(

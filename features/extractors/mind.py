@@ -40,6 +40,10 @@ class Mind:
     name = "mind"
     multiple = 1
     min_size = 1
+    source = (
+        "Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities, "
+        "MICCAI 2013"
+    )
 
     def __init__(self, dilations: Sequence[int] = (1,), device: str = "cpu") -> None:
         values: Sequence[object] = dilations  # a YAML file may hold anything

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.checks import require_choice, require_share
 from dropgen.platform.methods import Method
@@ -33,6 +34,8 @@ class Alpha(Adaptation):
     normalise: str = "none"
 
     name: ClassVar[str] = "alpha"
+    acts_on: ClassVar[str] = "logits"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"),)
     needs_stable: ClassVar[bool] = True
     # From the stable side down, so that the larger one of equally good weights is taken.
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"alpha": tuple(i / 10 for i in range(10, -1, -1))}

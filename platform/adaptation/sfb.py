@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters
 from dropgen.platform.adaptation.boosting import boost
@@ -46,6 +47,8 @@ class Sfb(Adaptation):
     temperature: float | None = None
 
     name: ClassVar[str] = "sfb"
+    acts_on: ClassVar[str] = "weights"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"),)
     needs_stable: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "steps": (5, 10, 20),

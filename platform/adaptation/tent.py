@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.errors import ConfigError
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters, use_batch_statistics
@@ -59,6 +60,8 @@ class Tent(Adaptation):
     bn_stats: str = "batch"
 
     name: ClassVar[str] = "tent"
+    acts_on: ClassVar[str] = "layers"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"), Component.of("dropgen", p=0.0))
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "learning_rate": (1e-5, 1e-4, 1e-3, 1e-2),
         "steps": (1, 5, 10, 20),

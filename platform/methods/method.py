@@ -27,24 +27,28 @@ class Method:
     the crops, before features are extracted from them; `network` builds what is trained; `loss` is minimised.
 
     Attributes:
+        kind: What it is in a list: "method", "ablation" of DropGen's parts, or "composition" of two methods.
         name: Registry name.
         acts_on: Where it acts: "nothing", "input", "layers", "loss".
         needs_features: Whether an extractor's features enter the network.
         needs_unet: Whether it reaches into the layers of the flat UNet, and so takes no other predictor.
         under_dropgen: Whether `dropgen+<name>` makes sense: it changes image and label of a crop, and nothing else.
         needs_online: Whether stored features would belong to another image than the one its `augment` makes.
+        best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
         after_training: Hyperparameters that training does not depend on: a trained network may be given other values.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
 
+    kind: ClassVar[str] = "method"
     name: ClassVar[str]
     acts_on: ClassVar[str]
     needs_features: ClassVar[bool] = False
     needs_unet: ClassVar[bool] = False
     under_dropgen: ClassVar[bool] = False
     needs_online: ClassVar[bool] = False
+    best_seed: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
     after_training: ClassVar[tuple[str, ...]] = ()
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

@@ -35,6 +35,7 @@ class SqueezeExcite(Joint):
     squeeze: str = "mean"
     layers: int = 1
 
+    kind: ClassVar[str] = "ablation"
     name: ClassVar[str] = "squeeze_excite"
     search_space: ClassVar[Mapping[str, tuple[str, ...]]] = {"squeeze": SQUEEZES}
     source: ClassVar[str] = "the DropGen paper's fusion ablation; Hu et al., CVPR 2018"

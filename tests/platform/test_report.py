@@ -40,6 +40,8 @@ def rows_of(evaluated: Any) -> list[dict[str, Any]]:
             "source_dice": summary["source_dice"],
             "target_dice": summary["target_dice"],
             "folder": result["folder"],
+            "adaptation": None,
+            "evaluation": str(Path(result["folder"]) / "evaluation"),
         }
         for result, summary in zip(evaluated.results, evaluated.summaries, strict=True)
     ]
@@ -117,7 +119,7 @@ def test_the_table_shows_the_measured_dice(page: Page, evaluated: Any) -> None:
     domains = sorted(evaluated.summaries[0]["target_dice"])
     for cells, result, summary in zip((erm, dropgen), evaluated.results, evaluated.summaries, strict=True):
         expected = [result["val_dice"], summary["source_dice"], *(summary["target_dice"][name] for name in domains)]
-        assert [cell.split()[0] for cell in cells[1:-1]] == [f"{100 * value:.1f}" for value in expected]
+        assert [cell.split()[0] for cell in cells[1:-2]] == [f"{100 * value:.1f}" for value in expected]
         assert float(cells[-1].split()[0]) == pytest.approx(100 * np.mean(expected[2:]), abs=0.051)
     assert [cell.removesuffix("1 subject").strip() for cell in header[3:-1]] == domains
     assert all(cell.endswith("1 subject") for cell in header[2:-1])

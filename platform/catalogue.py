@@ -1,0 +1,86 @@
+"""Everything that can be compared, described in one way: methods, test-time methods, extractors, external baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dropgen.features.extractors import EXTRACTORS
+from dropgen.platform.adaptation import ADAPTATIONS, Adaptation
+from dropgen.platform.methods import METHODS, Method
+
+# In the order in which they are listed.
+KINDS = ("method", "ablation", "composition", "adaptation", "extractor", "external")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part.
+
+    Attributes:
+        kind: One of `KINDS`.
+        acts_on: Where it changes plain training: "nothing", "input", "layers", "loss"; of a test-time method "layers",
+            "weights" or "logits"; "features" of an extractor, "everything" of a baseline from elsewhere.
+        hyperparameters: With their defaults.
+        search_space: For each hyperparameter the values that a search tries.
+        needs_features: Whether it, or a model beside it, reads an extractor's features.
+        source: Where it is published.
+    """
+
+    name: str
+    kind: str
+    acts_on: str
+    hyperparameters: Mapping[str, Any]
+    search_space: Mapping[str, tuple[Any, ...]]
+    needs_features: bool
+    source: str
+
+
+def catalogue() -> tuple[Entry, ...]:
+    """Every registered part, ordered by kind and within a kind as registered."""
+    entries = [
+        *map(_of_method, METHODS.values()),
+        *map(_of_adaptation, ADAPTATIONS.values()),
+        *(_of_extractor(name, EXTRACTORS[name]) for name in EXTRACTORS),
+        *(_of_external(name, module) for name, module in externals().items()),
+    ]
+    return tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind)))
+
+
+def externals() -> dict[str, ModuleType]:
+    """Baselines that another program trains: the modules of `external/` that can say whether they are `available`."""
+    files = sorted(Path(__file__).with_name("external").glob("*.py"))
+    modules = {file.stem: importlib.import_module(f"dropgen.platform.external.{file.stem}") for file in files}
+    return {name: module for name, module in modules.items() if hasattr(module, "available")}
+
+
+def _of_method(method: type[Method]) -> Entry:
+    return Entry(
+        method.name, method.kind, method.acts_on, method.options(), method.search_space, method.needs_features,
+        method.source,
+    )  # fmt: skip
+
+
+def _of_adaptation(adaptation: type[Adaptation]) -> Entry:
+    options = {field.name: field.default for field in dataclasses.fields(adaptation)}
+    return Entry(
+        adaptation.name, adaptation.kind, adaptation.acts_on, options, adaptation.search_space,
+        adaptation.needs_stable, adaptation.source,
+    )  # fmt: skip
+
+
+def _of_extractor(name: str, extractor: Any) -> Entry:
+    parameters = inspect.signature(extractor).parameters.values()
+    options = {parameter.name: parameter.default for parameter in parameters if parameter.name != "device"}
+    return Entry(name, "extractor", "features", options, {}, False, extractor.source)
+
+
+def _of_external(name: str, module: ModuleType) -> Entry:
+    source = (module.__doc__ or "").partition("\n")[0]
+    return Entry(name, "external", "everything", {}, {}, False, source)
