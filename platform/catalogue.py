@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dropgen.errors import ConfigError, closest
 from dropgen.features.extractors import EXTRACTORS
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation
-from dropgen.platform.methods import METHODS, Method
+from dropgen.platform.methods import ALIASES, METHODS, Method
 
+ALL = "all"
 # In the order in which they are listed.
 KINDS = ("method", "ablation", "composition", "adaptation", "extractor", "external")
 
@@ -51,6 +53,19 @@ def catalogue() -> tuple[Entry, ...]:
         *(_of_external(name, module) for name, module in externals().items()),
     ]
     return tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind)))
+
+
+def choose_names(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """What `--methods` names, in the order of `known`: "all", or names with commas between them.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    names = known if text == ALL else [ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--methods: unknown method '{name}'{closest(name, (ALL, *known))}")
+    return tuple(name for name in known if name in names)
 
 
 def externals() -> dict[str, ModuleType]:

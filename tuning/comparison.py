@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dropgen.config import Component, Experiment, load_experiment, with_seeds
-from dropgen.errors import ConfigError, WeightsError, closest
+from dropgen.errors import ConfigError, WeightsError
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.studies.study import Study, load_study
 from dropgen.platform.adaptation import ADAPTATIONS
-from dropgen.platform.catalogue import externals
+from dropgen.platform.catalogue import choose_names, externals
 from dropgen.platform.evaluation.adapted import STABLE
 from dropgen.platform.methods import ALIASES, METHODS
 from dropgen.platform.training.bench import require_trainable
@@ -20,7 +20,6 @@ from dropgen.tuning.demo import demo_experiment
 from dropgen.tuning.run import finish, run
 from dropgen.tuning.space import plan
 
-ALL = "all"
 DEMO = "methods-demo"
 
 
@@ -37,20 +36,6 @@ class Roster:
     unavailable: tuple[dict[str, Any], ...]
 
 
-def chosen_names(text: str) -> tuple[str, ...]:
-    """The parts that `--methods` names, in the order in which they run: methods, test-time methods, external ones.
-
-    Raises:
-        ConfigError: One is unknown.
-    """
-    known = (*METHODS, *ADAPTATIONS, *externals())
-    names = known if text == ALL else [ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--methods: unknown method '{name}'{closest(name, (ALL, *known))}")
-    return tuple(name for name in known if name in names)
-
-
 def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults: bool) -> Roster:
     """Puts methods and test-time methods into an experiment, as far as they can run there.
 
@@ -60,7 +45,7 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
     Args:
         experiment: Says how all are trained.
         study: Of the experiment.
-        names: As `chosen_names` orders them.
+        names: Of methods, test-time methods and external baselines.
         defaults: Whether methods run at their defaults instead of over their search space.
 
     Raises:
@@ -68,11 +53,11 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
     """
     require_trainable(experiment.model_copy(update={"methods": (Component.of("erm"),)}), study)
     adaptations = [ADAPTATIONS[name] for name in names if name in ADAPTATIONS]
-    wanted = [one for name in names if name in METHODS for one in _components(experiment, name, defaults)]
+    wanted = [one for name in names if name not in ADAPTATIONS for one in _components(experiment, name, defaults)]
     for adaptation in adaptations:
         stable = (Component.of(STABLE),) if adaptation.needs_stable else ()
         wanted += [model for model in (*adaptation.adapts, *stable) if not any(_covers(one, model) for one in wanted)]
-    wanted.sort(key=lambda one: list(METHODS).index(one.name))
+    wanted.sort(key=lambda one: [*METHODS, *externals()].index(one.name))
     obstacles = {name: _obstacle(experiment, study, wanted, name) for name in dict.fromkeys(one.name for one in wanted)}
     unavailable = [_line(name, reason) for name, reason in obstacles.items() if reason is not None]
     able = []
@@ -84,9 +69,6 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
                 unavailable.append(_line(f"{model.name}+{adaptation.name}", f"it needs {lacking[0]}"))
             elif adaptation.name not in able:
                 able.append(adaptation.name)
-    for name, module in externals().items():
-        if name in names:
-            unavailable.append(_line(name, module.available() or "its own program trains it, outside this search"))
     methods = tuple(one for one in wanted if obstacles[one.name] is None)
     if not methods:
         raise ConfigError(f"none of {', '.join(names)} can be trained here; {unavailable[0]['reason']}")
@@ -97,7 +79,8 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen search [EXPERIMENT] --methods ...`: trains, tunes and tests them all and prints one table."""
-    names, root = chosen_names(arguments.methods), arguments.root
+    names = choose_names(arguments.methods, (*METHODS, *ADAPTATIONS, *externals()))
+    root = arguments.root
     if arguments.experiment is None:
         experiment = demo_experiment(root, arguments.overrides, DEMO)
     else:
@@ -122,8 +105,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _components(experiment: Experiment, name: str, defaults: bool) -> list[Component]:
     listed = [one for one in experiment.methods if ALIASES.get(one.name, one.name) == name]
-    space = {} if defaults else {key: list(values) for key, values in METHODS[name].search_space.items()}
-    return listed or [Component.of(name, **space)]
+    searched = {} if defaults or name not in METHODS else METHODS[name].search_space
+    return listed or [Component.of(name, **{key: list(values) for key, values in searched.items()})]
 
 
 def _covers(component: Component, model: Component) -> bool:
@@ -139,6 +122,9 @@ def _covers(component: Component, model: Component) -> bool:
 
 def _obstacle(experiment: Experiment, study: Study, wanted: Sequence[Component], name: str) -> str | None:
     """Why a method cannot be trained in this experiment on this machine, or None."""
+    if name in externals():
+        reason: str | None = externals()[name].available()
+        return reason
     alone = experiment.model_copy(update={"methods": tuple(one for one in wanted if one.name == name)})
     methods = plan(alone).methods  # a value out of range is a mistake, not an obstacle
     try:

@@ -62,6 +62,7 @@ class Adaptation(ABC):
         acts_on: What it changes: "layers", "weights" or "logits".
         adapts: The models that it is published for, which a comparison of all methods therefore trains.
         needs_stable: Whether it needs a RepOnly model beside the one that is adapted.
+        copies: float32 volumes of every class that it holds beside those of a plain prediction.
         search_space: For each hyperparameter the values that are tried on the validation cases; among equally good
             ones the first in this order is taken.
         source: Where it is published.
@@ -72,6 +73,7 @@ class Adaptation(ABC):
     acts_on: ClassVar[str]
     adapts: ClassVar[tuple[Component, ...]]
     needs_stable: ClassVar[bool] = False
+    copies: ClassVar[float] = 0.0
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]]
     source: ClassVar[str]
 

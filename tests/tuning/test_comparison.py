@@ -17,8 +17,9 @@ from dropgen.errors import ConfigError
 from dropgen.features.studies.study import load_study
 from dropgen.manifest import read_json
 from dropgen.platform.adaptation import ADAPTATIONS
+from dropgen.platform.catalogue import choose_names, externals
 from dropgen.platform.methods import METHODS
-from dropgen.tuning.comparison import Roster, chosen_names, roster
+from dropgen.tuning.comparison import Roster, roster
 from dropgen.tuning.demo import demo_experiment
 from tests_support.tiny import tiny_experiment
 
@@ -28,7 +29,8 @@ ERM = [{"name": "erm"}]
 
 def roster_of(experiment: Experiment, names: str = "all", defaults: bool = True) -> Roster:
     study = load_study(experiment.study, experiment.study.parent)
-    return roster(experiment, study, chosen_names(names), defaults)
+    known = (*METHODS, *ADAPTATIONS, *externals())
+    return roster(experiment, study, choose_names(names, known), defaults)
 
 
 def labels(found: Roster) -> list[str]:
@@ -128,17 +130,17 @@ def test_a_comparison_is_one_table_with_every_method_and_every_reason(
     methods = [{"name": "erm"}, {"name": "gin_ipa", "weight": 1e300}]  # the loss of the second is no number
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(to_json(tiny_experiment(root, methods=methods))))
-    names = "erm,rep_only,gin,gin_ipa,finetune_scratch,tent,alpha"
-    words = ["search", str(path), "--methods", names, "--seeds", "2", "--defaults", "--root", str(root), "--json"]
+    names = "erm,rep_only,gin_ipa,finetune_scratch,tent,alpha"
+    words = ["search", str(path), "--methods", names, "--seeds", "[7]", "--defaults", "--root", str(root), "--json"]
     assert main(words) == 0
     captured = capsys.readouterr()
     summary: dict[str, Any] = json.loads(captured.out)
     Draft202012Validator({**SCHEMA, "$ref": "#/$defs/search"}).validate(summary)
 
     found = {(row["method"], row["p"], row["seed"]) for row in summary["table"]}
-    trained = {("erm", None), ("rep_only", None), ("gin", None), ("dropgen", 0.0)}
+    trained = {("erm", None), ("rep_only", None), ("dropgen", 0.0)}
     adapted = {("erm+tent", None), ("dropgen+tent", 0.0), ("erm+alpha", None)}
-    assert found == {(*line, seed) for line in trained | adapted for seed in (1, 2)}
+    assert found == {(*line, 7) for line in trained | adapted}
     for row in summary["table"]:
         tested = read_json(Path(row["evaluation"]) / "summary.json")
         assert (row["source_dice"], row["target_dice"]) == (tested["source_dice"], tested["target_dice"])
