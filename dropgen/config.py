@@ -211,6 +211,8 @@ def with_seeds(experiment: Experiment, seeds: object) -> Experiment:
     """
     if isinstance(seeds, int):
         seeds = list(range(experiment.seeds[0], experiment.seeds[0] + seeds))
+    if not seeds:
+        raise ConfigError("--seeds names no seed; give a number of seeds, or a list as in [42,43]")
     return validate(Experiment, to_json(experiment) | {"seeds": seeds}, "--seeds")
 
 
