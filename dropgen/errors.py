@@ -55,7 +55,15 @@ class CheckpointError(DropGenError):
 
 
 class DivergenceError(DropGenError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss that is not finite.
+
+    Attributes:
+        step: Where; None where an error that crossed a process does not say.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        self.step = step
+        super().__init__(message)
 
 
 class ResourceError(DropGenError):

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +36,11 @@ from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
-from dropgen.tuning.choice import champion
-from dropgen.tuning.evaluations import evaluate_all
+from dropgen.tuning.choice import champion, keys_to_test
+from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
-from dropgen.tuning.summary import headline, table_rows
+from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
 from dropgen.tuning.table import terminal, write_results
 
 PRECOMPUTE_WORKERS = 2
@@ -95,12 +95,29 @@ class Stages:
         return result
 
 
-def run(experiment: Experiment, root: Path, *, address: str | None = None) -> dict[str, Any]:
-    """Study to registered model: check, precompute, search, evaluate, register, report.
+def run(
+    experiment: Experiment,
+    root: Path,
+    *,
+    address: str | None = None,
+    unavailable: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+    by_rank: bool = False,
+) -> dict[str, Any]:
+    """Study to registered model: check, precompute, search, evaluate, adapt, register, report.
 
     Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
-    started only for a stage that needs it, once for all of them.
+    started only for a stage that needs it, once for all of them. The test domains are looked at when every choice among
+    trained trials has been made on validation cases.
+
+    Args:
+        experiment: What to run.
+        root: Output root.
+        address: Running Ray cluster; a local one by default.
+        unavailable: What the table has a line for although it cannot run: `method, options, seed, reason`.
+        notes: Sentences that belong under the table.
+        by_rank: Whether the table begins with the best on unseen domains, instead of keeping the experiment's order.
 
     Returns:
         The content of `summary.json`.
@@ -119,6 +136,7 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
 
         study = load_study(experiment.study, root)
         require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
+        require_adaptable(experiment, planned.fixed)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
         _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
@@ -127,8 +145,9 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         found = stages.do("search", _search_key(bench, planned), lambda: _search(experiment, root, join_ray))
         results = known_results(bench, planned)
         best = champion([result for _, result in results])
-        keys = [result["key"] for _, result in results]
-        trials = [trial for trial, _ in results]
+        wanted = keys_to_test(experiment, [result for _, result in results])
+        keys = [result["key"] for _, result in results if result["key"] in wanted]
+        trials = [trial for trial, result in results if result["key"] in wanted]
 
         def evaluate() -> tuple[list[Path], Any]:
             join_ray()
@@ -137,12 +156,25 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
 
         evaluations = stages.do("evaluate", digest([keys, bench.index.digest, code_version("platform")]), evaluate)
 
+        def adapt() -> tuple[list[Path], Any]:
+            join_ray()
+            found = adapt_all(bench, trials, experiment.adaptations)
+            return [bench.folder(trial) / "evaluation" for trial in trials], found
+
+        adapted: dict[str, Any] = {}
+        if experiment.adaptations:
+            how = [to_json(one) for one in experiment.adaptations], code_version("features", "platform")
+            adapted = stages.do("adapt", digest([keys, bench.index.digest, how]), adapt)
+
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
-        rows = table_rows([result for _, result in results], evaluations)
+        plain = table_rows([result for _, result in results], evaluations)
+        rows = [*plain, *adapted_rows(plain, adapted)]
+        if by_rank:
+            rows = ranked(rows)
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -157,11 +189,14 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
             "computed_seconds": stages.computed,
             "skipped": stages.skipped,
             "table": rows,
+            "ranking": ranking_rows(rows),
+            "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
+            "notes": [*notes, *seed_notes(rows)],
         }
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["headline"], to_json(experiment), code_version("platform")]),
+            digest([rows, summary["absent"], summary["headline"], to_json(experiment), code_version("platform")]),
             lambda: ([build_report(experiment, root)], None),
         )
         write_json(folder / "summary.json", summary)
@@ -244,7 +279,7 @@ def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) ->
         error.document = None  # the search's; a run that stops here has no summary
         raise
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
-    result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "unfinished")}
+    result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "diverged", "unfinished")}
     return (outputs if not document["unfinished"] else None), result
 
 
@@ -261,7 +296,9 @@ def finish(summary: Mapping[str, Any]) -> None:
     """Prints the finding, the table, and where everything is."""
     say()
     say(summary["headline"])
-    say(terminal(summary["table"]))
+    say(terminal(summary["table"], summary["absent"]))
+    for note in summary["notes"]:
+        say(note)
     if summary["unfinished"]:
         say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")
     for key, name in PLACES.items():

@@ -75,19 +75,6 @@ def options(name: str) -> dict[str, Any]:
     return {key: parameter.default for key, parameter in parameters.items() if key != "device"}
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What a registered extractor is, as plain values; needs none of its weights."""
-    return {
-        "name": name,
-        "kind": "extractor",
-        "acts_on": "features",
-        "hyperparameters": options(name),
-        "search_space": {},
-        "needs_features": False,
-        "source": EXTRACTORS[name].source,
-    }
-
-
 def build(component: Component, device: str = "cpu") -> Extractor:
     """Builds an extractor by name.
 

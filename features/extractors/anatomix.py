@@ -114,7 +114,9 @@ class Anatomix:
     """
 
     name = "anatomix"
-    source: ClassVar[str] = "Dey et al., Learning General-Purpose Biomedical Volume Representations, ICLR 2025"
+    source: ClassVar[str] = (
+        "Dey et al., Learning General-Purpose Biomedical Volume Representations using Randomized Synthesis, ICLR 2025"
+    )
 
     def __init__(
         self,

@@ -42,6 +42,10 @@ class Mind:
     source: ClassVar[str] = "Heinrich et al., Towards Realtime Multimodal Fusion ... Self-Similarities, MICCAI 2013"
     multiple = 1
     min_size = 1
+    source = (
+        "Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities, "
+        "MICCAI 2013"
+    )
 
     def __init__(self, dilations: Sequence[int] = (1,), device: str = "cpu") -> None:
         values: Sequence[object] = dilations  # a YAML file may hold anything

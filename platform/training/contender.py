@@ -49,6 +49,7 @@ class Contender:
         channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
         torch.manual_seed(trial.seed)
         network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+        method.initialise(network)
         workers = Workers(size=bench.experiment.training.workers)
         batches = make_batches(bench, trial, method, channels, workers, device)
         learner = Learner(network, method, bench.experiment.training, device)

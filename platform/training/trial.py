@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dropgen.config import Trial, to_json
-from dropgen.errors import ConfigError
+from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.evaluation.metrics import dice, mean_dice
@@ -27,6 +27,8 @@ from dropgen.platform.training.loop import History, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.workers import Workers
 
+DIVERGED = "diverged.json"
+
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a trial that has ended, or None."""
@@ -39,7 +41,10 @@ def run_trial(
 ) -> dict[str, Any]:
     """Trains one trial from where it stands; every rank calls this.
 
-    Writes `trial.json`, `last.ckpt`, `bundle/` and, last, `result.json` into the trial's folder.
+    Writes `trial.json`, `last.ckpt`, `bundle/` and, last, `result.json` into the trial's folder, or `diverged.json`.
+
+    Raises:
+        DivergenceError: A loss is not finite.
     """
     folder = bench.folder(trial)
     if (done := finished(folder)) is not None:
@@ -58,6 +63,7 @@ def run_trial(
                 "choice": bench.choice and asdict(bench.choice),
             },
         )
+        (folder / DIVERGED).unlink(missing_ok=True)
     torch.set_num_threads(training.threads)
     torch.manual_seed(trial.seed)
     device = _own_device(training.device)
@@ -77,7 +83,12 @@ def run_trial(
         folder=folder,
         device=device,
     )
-    history = fit(task, workers, on_progress)
+    try:
+        history = fit(task, workers, on_progress)
+    except DivergenceError as error:
+        if workers.rank == 0:
+            write_json(folder / DIVERGED, {"label": trial.label, "step": error.step, "why": str(error)})
+        raise
     result = _result(bench, trial, method, history, time.perf_counter() - began)
     if workers.rank == 0:
         write_json(folder / "result.json", result)

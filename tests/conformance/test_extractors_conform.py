@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dropgen.config import Component
-from dropgen.features.extractors import EXTRACTORS, Extractor, build, describe, extract, instance_norm, options
+from dropgen.features.extractors import EXTRACTORS, Extractor, build, extract, instance_norm, options
 from dropgen.features.extractors.anatomix import DEV, VARIANTS, architecture
 from dropgen.features.extractors.tiles import EXTRACTION_BYTES, tiles
 from dropgen.features.symmetry import SYMMETRIES
@@ -181,16 +181,6 @@ def test_fingerprints_tell_names_and_options_apart() -> None:
     weightless += [Component.of("mind", dilations=(1, 2)), Component.of("random", seed=1)]
     weightless += [Component.of("random", channels=3)]
     assert len({build(component).fingerprint for component in weightless}) == len(weightless)
-
-
-@pytest.mark.parametrize("name", EXTRACTORS)
-def test_it_is_described_without_its_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DROPGEN_WEIGHTS", raising=False)
-    row = describe(name)
-    assert json.loads(json.dumps(row))["name"] == name
-    assert row["hyperparameters"] == options(name)
-    assert row["source"]
-    assert EXTRACTORS[name].__doc__
 
 
 def test_the_described_defaults_are_the_defaults(component: Component) -> None:
