@@ -106,11 +106,19 @@ def evaluate_trial(
             scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
         if on_case is not None:
             on_case(done, len(cases))
-    _write_cases(output / "cases.csv", scores, bench.study.classes)
-    summary = summarise(scores, bench.study) | adaptation | {
+    facts = adaptation | {
         "label": trial.label if adapt is None else f"{trial.label} + {adapt.label}",
         "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
+    return write_scores(output, scores, bench.study, facts)
+
+
+def write_scores(
+    output: Path, scores: Sequence[tuple[Case, np.ndarray]], study: Study, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes `cases.csv` and, last, `summary.json` of scored cases; returns the summary, which holds `facts` too."""
+    _write_cases(output / "cases.csv", scores, study.classes)
+    summary = summarise(scores, study) | facts
     write_json(output / "summary.json", summary)
     return summary
 
