@@ -158,7 +158,9 @@ def result_table(summaries: Mapping[str, Mapping[str, Any]], train_domains: froz
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen evaluate`."""
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    from dropgen.platform.external import trained_here  # it stands on this module
+
+    experiment = trained_here(load_experiment(arguments.experiment, arguments.root, arguments.overrides))
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     adapt = Component.parse(arguments.adapt) if arguments.adapt else None
     if adapt is not None:

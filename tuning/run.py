@@ -10,14 +10,14 @@ if __name__ == "__main__":
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from dropgen.config import Experiment, load_experiment, to_json
+from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
@@ -29,12 +29,14 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.choice import champion
 from dropgen.tuning.evaluations import evaluate_all
+from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import headline, table_rows
@@ -93,7 +95,7 @@ class Stages:
 
 
 def run(experiment: Experiment, root: Path, *, address: str | None = None) -> dict[str, Any]:
-    """Study to registered model: check, precompute, search, evaluate, register, report.
+    """Study to registered model: check, precompute, search, evaluate, register, external baselines, report.
 
     Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
@@ -106,8 +108,10 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         DropGenError: The input's fault, named by the stage that found it.
     """
     folder = root / experiment.name
-    planned = plan(experiment)
     manifest = Manifest(folder / "manifest.json", "run", to_json(experiment))
+    whole, (experiment, baselines) = experiment, split(experiment)
+    require_available(baselines)
+    planned = plan(experiment)
     with manifest.running(), ExitStack() as session:
         stages = Stages(manifest)
 
@@ -137,7 +141,9 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
-        rows = table_rows([result for _, result in results], evaluations)
+        others = _externals(stages, bench, baselines)
+        evaluations |= {result["key"]: result["evaluation"] for result in others}
+        rows = table_rows([*(result for _, result in results), *others], evaluations)
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -156,8 +162,8 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["headline"], to_json(experiment), code_version("platform")]),
-            lambda: ([build_report(experiment, root)], None),
+            digest([rows, summary["headline"], to_json(whole), code_version("platform")]),
+            lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
         write_results(folder, summary)
@@ -223,6 +229,21 @@ def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) ->
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
     result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "unfinished")}
     return (outputs if not document["unfinished"] else None), result
+
+
+def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not baselines:
+        return []
+
+    def work() -> tuple[list[Path], Any]:
+        results = run_externals(bench, baselines)
+        return [Path(result["folder"]) / "result.json" for result in results], results
+
+    keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    results: list[dict[str, Any]] = stages.do(
+        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+    )
+    return results
 
 
 def _link(link: Path, target: Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dropgen.config import Component, Experiment, Trial
+from dropgen.console import warn
 from dropgen.errors import ConfigError
 from dropgen.platform.external import nnunet
 from dropgen.platform.training.bench import Workbench, trials_of
@@ -50,6 +51,14 @@ def split(experiment: Experiment) -> tuple[Experiment, tuple[Trial, ...]]:
     for trial in trials:
         EXTERNALS[trial.method.name].build(trial.method)
     return experiment.model_copy(update={"methods": ours}), trials
+
+
+def trained_here(experiment: Experiment) -> Experiment:
+    """The experiment without what other programs train, for a verb that does not call them; says so."""
+    ours, others = split(experiment)
+    for name in dict.fromkeys(trial.method.name for trial in others):
+        warn(f"{name} is left out here; its own program trains and tests it in `dropgen run`")
+    return ours
 
 
 def require_available(trials: tuple[Trial, ...]) -> None:

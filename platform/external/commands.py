@@ -16,6 +16,7 @@ ITERATIONS = 250  # of one epoch
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000, 2000, 4000, 8000)  # nnU-Net has a trainer for each
 TRAINERS = {1: "nnUNetTrainer_1epoch", 1000: "nnUNetTrainer"}
 CONFIGURATION = "3d_fullres"
+AUGMENTERS = "nnUNet_n_proc_DA"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
@@ -84,7 +85,7 @@ class Site:
             "nnUNet_results": str(self.trial / "results"),
         }
         if self.device == "cpu":
-            environment["nnUNet_n_proc_DA"] = os.environ.get("nnUNet_n_proc_DA", str(self.workers))
+            environment[AUGMENTERS] = os.environ.get(AUGMENTERS, str(self.workers))
         return Step(name, (program(command) or command, *arguments), environment)
 
 

@@ -1,8 +1,8 @@
 """Isensee et al., nnU-Net: a self-configuring method, Nature Methods 2021; run through its own command line.
 
-One fold, the study's own split, the configuration `3d_fullres`. The validation cases of the selection rule choose among
-the epochs, as for every other method; nnU-Net's own criterion on them is a moving average of the Dice of random patches.
-The checkpoint it calls best predicts the test images, without mirroring, ensemble or postprocessing, and
+One fold, the study's own split, the configuration `3d_fullres`. The validation cases of the selection rule choose the
+checkpoint, as for every other method; nnU-Net's own criterion on them is a moving average of the Dice of random
+patches. That checkpoint predicts the test images, without mirroring, ensemble or postprocessing, and
 `platform/evaluation/metrics.py` scores them on native grids.
 
 Plans must come from training cases only, and nnU-Net takes the fingerprint of all that `imagesTr` holds. So
@@ -128,7 +128,7 @@ def _data_key(bench: Workbench) -> str:
         "classes": bench.study.classes,
         "channel": channel_name(bench.study),
         "version": versions(["nnunetv2"]),
-        "code": code_version("platform/external"),
+        "code": code_version("platform/external/raw.py", "platform/external/commands.py"),
     })  # fmt: skip
 
 

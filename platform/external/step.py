@@ -69,8 +69,8 @@ def run_step(step: Step, logs: Path, watch: Callable[[Path], None] = lambda log:
             raise
     if process.returncode != 0:
         raise ExternalError(
-            f"{Path(step.command[0]).name} ended with exit code {process.returncode}; its output is in {log}, and the "
-            "same command of yours tries this step again"
+            f"{Path(step.command[0]).name} ended with exit code {process.returncode}; see why in {log}, remove the "
+            "cause and start again: what was done before this step is kept"
         )
     watch(log)
     seconds = round(time.perf_counter() - began, 2)
