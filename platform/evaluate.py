@@ -118,7 +118,7 @@ def write_scores(
 ) -> dict[str, Any]:
     """Writes `cases.csv` and, last, `summary.json` of scored cases; returns the summary, which holds `facts` too."""
     _write_cases(output / "cases.csv", scores, study.classes)
-    summary = summarise(scores, study) | facts
+    summary = {**summarise(scores, study), **facts}
     write_json(output / "summary.json", summary)
     return summary
 

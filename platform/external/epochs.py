@@ -37,7 +37,8 @@ def read_epochs(log: str) -> list[Epoch]:
     """The finished epochs in order; one that was trained again after an interruption counts as it was last."""
     epochs: dict[int, Epoch] = {}
     current = Epoch(-1)
-    for match in LINE.finditer(log):
+    whole_lines = log[: log.rfind("\n") + 1]  # the last one may be half written
+    for match in LINE.finditer(whole_lines):
         number, loss, dice, best, seconds = match.groups()
         if number is not None:
             current = epochs[int(number)] = Epoch(int(number))

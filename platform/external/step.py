@@ -67,10 +67,11 @@ def run_step(step: Step, logs: Path, watch: Callable[[Path], None] = lambda log:
         except BaseException:
             _end(process)
             raise
-    if process.returncode != 0:
+    if code := process.returncode:
+        how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
         raise ExternalError(
-            f"{Path(step.command[0]).name} ended with exit code {process.returncode}; see why in {log}, remove the "
-            "cause and start again: what was done before this step is kept"
+            f"{Path(step.command[0]).name} {how}; see why in {log}, remove the cause and start again: what was done "
+            "before this step is kept"
         )
     watch(log)
     seconds = round(time.perf_counter() - began, 2)

@@ -36,6 +36,11 @@ def test_a_failure_is_one_sentence_with_the_log_and_the_step_is_tried_again(tmp_
     assert (logs / "fail.log").read_text().split() == ["hello", "hello"]
 
 
+def test_a_command_that_was_killed_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(ExternalError, match="was ended by SIGKILL; see why in"):
+        run_step(python("killed", "import os; os.kill(os.getpid(), 9)"), tmp_path)
+
+
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExternalError, match=r"/no/such/program cannot be started \(No such file"):
         run_step(Step("none", ("/no/such/program",), {}), tmp_path)
