@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
 from dropgen.features.extractors import EXTRACTORS, options
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation
+from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import ALIASES, METHODS, Method
 
 ALL = "all"
@@ -49,7 +48,7 @@ def catalogue() -> tuple[Entry, ...]:
         *map(_of_method, METHODS.values()),
         *map(_of_adaptation, ADAPTATIONS.values()),
         *map(_of_extractor, EXTRACTORS),
-        *(_of_external(name, module) for name, module in externals().items()),
+        *map(_of_external, EXTERNALS),
     ]
     return tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind)))
 
@@ -65,13 +64,6 @@ def choose_names(text: str, known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f"--methods: unknown method '{name}'{closest(name, (ALL, *known))}")
     return tuple(name for name in known if name in names)
-
-
-def externals() -> dict[str, ModuleType]:
-    """Baselines that another program trains: the modules of `external/` that can say whether they are `available`."""
-    files = sorted(Path(__file__).with_name("external").glob("*.py"))
-    modules = {file.stem: importlib.import_module(f"dropgen.platform.external.{file.stem}") for file in files}
-    return {name: module for name, module in modules.items() if hasattr(module, "available")}
 
 
 def _of_method(method: type[Method]) -> Entry:
@@ -93,6 +85,7 @@ def _of_extractor(name: str) -> Entry:
     return Entry(name, "extractor", "features", options(name), {}, False, EXTRACTORS[name].source)
 
 
-def _of_external(name: str, module: ModuleType) -> Entry:
-    source = (module.__doc__ or "").partition("\n")[0]
-    return Entry(name, "external", "everything", {}, {}, False, source)
+def _of_external(name: str) -> Entry:
+    source = (EXTERNALS[name].__doc__ or "").partition("\n")[0]
+    defaults = dataclasses.asdict(EXTERNALS[name].build(Component.of(name)))
+    return Entry(name, "external", "everything", defaults, {}, False, source)

@@ -96,6 +96,10 @@ def test_a_big_library_is_imported_only_at_home(library: str) -> None:
     assert not strangers
 
 
+def test_nnunet_is_a_program_and_no_import() -> None:
+    assert [relative(path) for path in SOURCES if any(name.startswith("nnunetv2") for name in imported(path))] == []
+
+
 @pytest.mark.parametrize("floor", ["features", "serving", "tuning"])
 def test_a_second_path_to_a_floor_is_refused_by_lint(floor: str) -> None:
     ruff = str(Path(sys.executable).with_name("ruff"))
@@ -141,7 +145,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 
 def test_every_dependency_has_its_reason_and_its_tested_version() -> None:
-    declared = {distribution(line) for line in PROJECT["dependencies"] + OPTIONAL + EXTRAS["dev"]}
+    declared = {distribution(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines}
     table = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
     explained = {distribution(name) for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
     assert explained == declared

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from dropgen.config import Experiment, load_experiment, to_json
+from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
@@ -31,6 +31,7 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
@@ -38,6 +39,7 @@ from dropgen.platform.training.bench import choice_record, leaves_source_open, r
 from dropgen.platform.training.choice import Choice
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
+from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
@@ -104,7 +106,7 @@ def run(
     notes: Sequence[str] = (),
     by_rank: bool = False,
 ) -> dict[str, Any]:
-    """Study to registered model: check, precompute, search, evaluate, adapt, register, report.
+    """Study to registered model: check, precompute, search, evaluate, adapt, register, external baselines, report.
 
     Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
@@ -126,8 +128,10 @@ def run(
         DropGenError: The input's fault, named by the stage that found it.
     """
     folder = root / experiment.name
-    planned = plan(experiment)
     manifest = Manifest(folder / "manifest.json", "run", to_json(experiment))
+    whole, (experiment, baselines) = experiment, split(experiment)
+    require_available(baselines)
+    planned = plan(experiment)
     with manifest.running(), ExitStack() as session:
         stages = Stages(manifest)
 
@@ -171,7 +175,9 @@ def run(
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
-        plain = table_rows([result for _, result in results], evaluations)
+        others = _externals(stages, bench, baselines)
+        evaluations |= {result["key"]: result["evaluation"] for result in others}
+        plain = table_rows([*(result for _, result in results), *others], evaluations)
         rows = [*plain, *adapted_rows(plain, adapted)]
         if by_rank:
             rows = ranked(rows)
@@ -196,8 +202,8 @@ def run(
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["absent"], summary["headline"], to_json(experiment), code_version("platform")]),
-            lambda: ([build_report(experiment, root)], None),
+            digest([rows, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
+            lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
         write_results(folder, summary)
@@ -281,6 +287,21 @@ def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) ->
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
     result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "diverged", "unfinished")}
     return (outputs if not document["unfinished"] else None), result
+
+
+def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not baselines:
+        return []
+
+    def work() -> tuple[list[Path], Any]:
+        results = run_externals(bench, baselines)
+        return [Path(result["folder"]) / "result.json" for result in results], results
+
+    keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    results: list[dict[str, Any]] = stages.do(
+        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+    )
+    return results
 
 
 def _link(link: Path, target: Path) -> Path:

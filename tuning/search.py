@@ -27,6 +27,7 @@ from dropgen.features.cluster import connect
 from dropgen.features.precompute import precompute
 from dropgen.features.studies.study import load_study
 from dropgen.manifest import Manifest, read_json
+from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.auto import settle
@@ -264,7 +265,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         experiment = experiment.model_copy(update={"methods": methods})
         precompute(experiment, load_study(experiment.study, root), root)
     else:
-        experiment = load_experiment(arguments.experiment, root, arguments.overrides)
+        experiment = trained_here(load_experiment(arguments.experiment, root, arguments.overrides))
     if arguments.seeds is not None:
         experiment = with_seeds(experiment, arguments.seeds)
     document = search(experiment, root, address=arguments.address, max_minutes=arguments.max_minutes)

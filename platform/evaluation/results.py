@@ -30,6 +30,7 @@ NAMES = {
     "finetune_extractor": "Finetune extractor",
     "finetune_decoder": "Finetune decoder",
     "finetune_scratch": "Finetune from scratch",
+    "nnunet": "nnU-Net",
 }
 NAMES |= {"tent": "TENT", "sfb": "SFB", "alpha": "Alpha Tuning", "nnunet": "nnU-Net"}
 ABSENT = "–"
