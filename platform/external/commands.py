@@ -53,8 +53,8 @@ class Site:
         data: Raw and preprocessed data, which all trials of an experiment share.
         trial: One trial's checkpoints, predictions and scores.
         device: "cpu" or "cuda".
-        workers: Processes for preprocessing and prediction; on a CPU also the threads of training and, where the
-            environment sets no `nnUNet_n_proc_DA`, the processes of augmentation.
+        workers: Processes for preprocessing and prediction; on a CPU also for augmentation, where the environment
+            sets no `nnUNet_n_proc_DA`.
     """
 
     data: Path
@@ -86,7 +86,6 @@ class Site:
         }
         if self.device == "cpu":
             environment[AUGMENTERS] = os.environ.get(AUGMENTERS, str(self.workers))
-            environment["OMP_THREAD_LIMIT"] = str(self.workers)  # it asks for every core of the machine
         return Step(name, (program(command) or command, *arguments), environment)
 
 

@@ -9,7 +9,8 @@ Plans must come from training cases only, and nnU-Net takes the fingerprint of a
 fingerprint and plans are made where `nnUNet_raw` holds the training cases alone, preprocessing follows where it holds
 the validation cases too, and both share one `nnUNet_preprocessed`: no statistic of a validation case can enter a plan.
 
-nnU-Net takes no seed: trials of several seeds are repetitions that differ by chance.
+nnU-Net takes no seed: trials of several seeds are repetitions that differ by chance. On a CPU it trains with as many
+threads as there are cores; an OpenMP limit below that leaves its convolutions waiting for ever.
 """
 
 from __future__ import annotations
