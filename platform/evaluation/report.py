@@ -30,6 +30,7 @@ from dropgen.platform.evaluation.results import (
     ScoredCase,
     absent_name,
     group_rows,
+    most_wait,
     points,
     ranking,
     scored_cases,
@@ -96,7 +97,7 @@ def write_report(
         "absent": [(absent_name(row), row["reason"]) for row in context.get("absent", ())],
         "notes": context.get("notes", ()),
         "trained": _training_note(
-            [row for group in trained for row in group.rows], max(result["data_wait"] for result, _ in results)
+            [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
         ),
         "pictures": pictures,
         "picture_note": note,

@@ -76,6 +76,11 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
 
 
+def most_wait(results: Iterable[Row]) -> float:
+    """The largest share of training time that went by waiting for data; another program's trials do not know theirs."""
+    return max(float(result["data_wait"]) for result in results if result["data_wait"] is not None)
+
+
 @dataclass(frozen=True)
 class Rank:
     """A group's place among all of a table.

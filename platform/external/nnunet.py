@@ -221,6 +221,7 @@ def _result(site: Site, bench: Workbench, trial: Trial, method: NnUNet) -> dict[
         "best_step": max((end for end, epoch in zip(ends, epochs, strict=True) if epoch.best), default=0),
         "converged": history.converged(method.steps),
         "train_seconds": round(sum(epoch.seconds for epoch in epochs), 2),
+        "features": None,
         "data_wait": None,
         "curve": {
             "loss": [[*entry] for entry in history.losses],
