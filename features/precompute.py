@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import math
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from dropgen.features.cluster import connect
 from dropgen.features.extractors import Extractor, build
 from dropgen.features.extractors.tiles import peak_bytes
 from dropgen.features.index import StudyIndex
-from dropgen.features.store import KINDS, FeatureStore, Kind
+from dropgen.features.store import KINDS, FeatureStore
 from dropgen.features.studies.prepare import Grid
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_grid
@@ -55,7 +54,7 @@ def precompute(
     Args:
         experiment: Names extractor and stored type.
         study: Its cases.
-        root: Output root; the store is `<root>/store`.
+        root: Output root; the store is `<root>/store` where the experiment names no other.
         workers: Processes, each with one CPU.
         address: A running Ray cluster; by default as `cluster.connect`.
         features: Whether features are wanted; by default where the experiment reads them from the store.
@@ -68,7 +67,7 @@ def precompute(
         ResourceError: Disk, folder or cluster do not suffice.
     """
     started = time.perf_counter()
-    store = FeatureStore(root / "store")
+    store = FeatureStore.of(experiment.features, root)
     component = experiment.features.extractor if _wants_features(experiment, features) else None
     extractor = None if component is None else build(component)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
@@ -83,7 +82,7 @@ def precompute(
     problems: list[str] = []
     seconds = 0.0
     if works:
-        recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
+        recipe = Recipe(store, study, component, experiment.features.dtype, git_commit())
         with connect(address, cpus=workers):
             extraction_started = time.perf_counter()
             problems = _run(works, recipe, workers)
@@ -95,9 +94,9 @@ def precompute(
             sorted(problems),
         )
     computed = {kind: done[kind] - reused[kind] for kind in KINDS}
-    say(f"store {store.folder}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
+    say(f"store {store.location}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
     return {
-        "store": str(store.folder),
+        "store": store.location,
         "study": index.study,
         "computed": computed,
         "reused": reused,
@@ -122,11 +121,11 @@ def _wants_features(experiment: Experiment, features: bool | None) -> bool:
 def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
     """What has to be computed, no entry twice even where cases share files."""
     works = []
-    claimed: set[tuple[Kind, str]] = set()
+    held = set(store.everything())
     for case in study.cases:
         keys = index.keys[case.id]
-        wanted = [entry for entry in keys.entries() if entry not in claimed and not store.has(*entry)]
-        claimed.update(wanted)
+        wanted = [entry for entry in keys.entries() if entry not in held]
+        held.update(wanted)
         if wanted:
             works.append(Work(case, keys, tuple(kind for kind, _ in wanted)))
     return works
@@ -150,18 +149,19 @@ def _plan(
         # float32, four at a time: as read, oriented, resampled, scaled
         extraction = 0 if extractor is None else peak_bytes(extractor, shape)
         memory = max(memory, 4 * 4 * max(voxels, native.array.size) + extraction)
-    free = shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
+    free = store.place.free()
     available = psutil.virtual_memory().available
     say(
         f"{len(works)} volumes to compute with {workers} workers; "
-        f"disk {size_text(disk)} of {size_text(free)} free, "
+        f"{size_text(disk)} for {store.location}{'' if free is None else f' of {size_text(free)} free'}, "
         f"memory up to {size_text(memory)} for each volume in flight ({workers} at once) "
         f"of {size_text(available)} available"
     )
-    if disk > free:
+    if free is not None and disk > free:
         raise ResourceError(
-            f"the missing entries of {study.name} need {size_text(disk)} and {store.folder} has "
-            f"{size_text(free)} free; free disk space there or choose another folder with --root"
+            f"the missing entries of {study.name} need {size_text(disk)} and {store.location} has "
+            f"{size_text(free)} free; free disk space there or choose another folder with --root "
+            "or features.store"
         )
     if memory * workers > available:
         warn("the volumes in flight may not fit in memory; if a worker is killed, run again with fewer --workers")
@@ -217,7 +217,7 @@ def _save_index(index: StudyIndex, store: FeatureStore) -> None:
         index.save(store)
     except OSError as error:
         raise ResourceError(
-            f"cannot write the index of {index.study} under {store.folder}: {error.strerror}; free disk space there "
+            f"cannot write the index of {index.study} under {store.location}: {error.strerror}; free disk space there "
             "or choose a writable folder with --root"
         ) from error
 

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ class Work:
 class Recipe:
     """What all cases of a run share; sent to every worker once."""
 
-    store: Path
+    store: FeatureStore
     study: Study
     extractor: Component | None
     dtype: str
@@ -50,7 +49,7 @@ class Worker:
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)
         self._recipe = recipe
-        self._store = FeatureStore(recipe.store)
+        self._store = recipe.store
         self._extractor = None if recipe.extractor is None else build(recipe.extractor)
 
     def run(self, work: Work) -> str | None:

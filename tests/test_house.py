@@ -26,6 +26,7 @@ HOMES = {
     "optuna": ("tuning/",),
     "ray": ("features/cluster.py", "features/precompute.py", "platform/training/distributed.py", "tuning/", "serving/"),
     "zarr": ("features/store/arrays.py", "features/bench/"),
+    "obstore": ("features/store/bucket.py",),
     "blosc2": ("features/bench/",),
     "tensorstore": ("features/bench/",),
     "zarrs": ("features/bench/",),
@@ -135,7 +136,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     # An optional peer need not be installed; its module has its distribution's name.
     owned = {name: owners.get(name, [name]) for name in outside}
     used = {distribution(owner) for name in outside for owner in owned[name] if not owner.startswith("mlflow-")}
-    assert used == {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"]}
+    assert used == {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"] + EXTRAS["s3"]}
 
 
 def test_every_dependency_has_its_reason_and_its_tested_version() -> None:

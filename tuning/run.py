@@ -141,7 +141,7 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
-            "store": str(root / "store"),
+            "store": bench.store.location,
             "tracking_uri": found["tracking_uri"],
             "model_uri": model_uri,
             "report": str(folder / "report.html"),
@@ -190,7 +190,7 @@ def _precompute(
     features = experiment.features
     needed = features.source == "stored" and any(build_method(method).needs_features for method in planned.methods)
     extractor = build_extractor(features.extractor) if needed else None
-    store = FeatureStore(root / "store")
+    store = FeatureStore.of(features, root)
     index = StudyIndex.of(study, extractor, features.dtype, store)
     missing = index.missing(store)
 
@@ -199,7 +199,7 @@ def _precompute(
             join_ray()
             workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
             precompute(experiment, study, root, workers, features=needed)
-        return [root / "store"], {"cases": len(index.keys)}
+        return [], {"cases": len(index.keys)}  # what is missing of the store was looked up, wherever it is
 
     stages.do("precompute", index.digest, work, due=bool(missing))
 
@@ -244,7 +244,7 @@ def finish(summary: Mapping[str, Any]) -> None:
     for key, name in PLACES.items():
         say(f"{name + ':':18}{summary[key]}")
     say(f"{'table as text:':18}{Path(summary['report']).with_name('results.md')}")
-    say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['store']).parent}")
+    say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['report']).parents[1]}")
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -31,6 +31,7 @@ CODE = (
     "platform/evaluation/inference.py",
     "platform/evaluation/metrics.py",
 )
+ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
 
 def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
@@ -110,7 +111,7 @@ class Workbench:
         methods = require_trainable(experiment, study)
         needed = any(method.needs_features for method in methods)
         extractor = build_extractor(experiment.features.extractor) if needed else None
-        store = FeatureStore(root / "store")
+        store = FeatureStore.of(experiment.features, root)
         stored = extractor if experiment.features.source == "stored" else None
         index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
@@ -158,7 +159,7 @@ class Workbench:
             "training": to_json(experiment.training),
             "selection": to_json(experiment.selection),
             "evaluation": to_json(experiment.evaluation),
-            "features": to_json(experiment.features) if needs_features else None,
+            "features": experiment.features.model_dump(mode="json", exclude=ELSEWHERE) if needs_features else None,
             "extractor": self.extractor.fingerprint if needs_features and self.extractor else None,
             "pretrained": method.pretrained(),
             "classes": self.study.classes,

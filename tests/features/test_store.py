@@ -209,8 +209,8 @@ def test_provenance_and_size_are_on_record(store: FeatureStore) -> None:
     filled(store)
     assert store.provenance("labels", "k") == {"case": "one"}
     folder = store.path("labels", "k")
-    assert store.size("labels", "k") == sum(path.stat().st_size for path in folder.iterdir() if path.name != COMMIT)
-    assert list(store.entries("labels")) == ["k"]
+    assert store.sizes()["labels", "k"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert store.entries("labels") == ["k"]
 
 
 def test_a_store_travels_to_other_processes(store: FeatureStore) -> None:
