@@ -140,7 +140,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 
 def test_every_dependency_has_its_reason_and_its_tested_version() -> None:
-    declared = {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"] + EXTRAS["dev"]}
+    declared = {distribution(line) for line in PROJECT["dependencies"] + EXTRAS["bench"] + EXTRAS["s3"] + EXTRAS["dev"]}
     table = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
     explained = {distribution(name) for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
     assert explained == declared

@@ -12,9 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from dropgen.features.store import FeatureStore
 
 COUNT = itertools.count()
 ACCESS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
@@ -96,6 +100,14 @@ class S3Bucket:
         """Deletes objects."""
         for name in names:
             self.client().delete_object(Bucket=self.name, Key=f"some/prefix/{name}")
+
+
+def store_at(bucket: S3Bucket, root: Path, **features: float) -> FeatureStore:
+    """The bucket's store as a machine sees it that keeps its copies below `root`."""
+    from dropgen.config import Features  # not for every test that pytest collects
+    from dropgen.features.store import FeatureStore
+
+    return FeatureStore.of(Features(store=bucket.url, **features), root)
 
 
 def refuse_everybody(endpoint: str) -> None:
