@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from dropgen.errors import StoreError, VolumeError
 from dropgen.features.extractors import Extractor
 from dropgen.features.store import KINDS, FeatureStore, Kind
+from dropgen.features.store.entry import sealed, unsealed
 from dropgen.features.studies.prepare import Preparation, resolve_rule
 from dropgen.features.studies.study import Case, Study
 from dropgen.manifest import digest, file_digest, read_json, write_json
@@ -125,7 +125,7 @@ class StudyIndex:
         What no saved index refers to is garbage, so it is saved before the first entry is looked for.
         """
         parts = (self.study,) if self.extractor is None else (self.study, self.extractor, self.dtype)
-        store.place.write_document(f"{STUDIES}/{'.'.join(parts)}.json", asdict(self))
+        store.place.write_document(f"{STUDIES}/{'.'.join(parts)}.json", sealed(asdict(self)))
 
     @classmethod
     def saved(cls, store: FeatureStore) -> list[StudyIndex]:
@@ -137,7 +137,7 @@ class StudyIndex:
         found = []
         for name in store.place.documents(STUDIES):
             try:
-                record = json.loads(store.place.read_document(name))
+                record = unsealed(store.place.read_document(name))
                 keys = {case: CaseKeys(**keys) for case, keys in record["keys"].items()}
                 found.append(cls(record["study"], record["extractor"], record["dtype"], keys))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

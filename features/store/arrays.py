@@ -50,7 +50,7 @@ def write_array(
         compressed: Whether chunks are compressed, so that they have to be unpacked before they are mapped.
 
     Raises:
-        StoreError: A value is not finite, or not any more in `dtype`.
+        StoreError: A value is not finite, or not any more in `dtype`, or not a whole number that it holds.
     """
     target = _create(folder, array.shape, chunk, dtype, attributes, compressed)
     step = chunk[0]
@@ -66,6 +66,8 @@ def write_array(
         else:
             with np.errstate(over="ignore"):
                 cast = part.astype(dtype, copy=False)
+        if dtype.kind == "u" and not np.array_equal(cast, part):
+            raise StoreError(f"{where}: {what} holds values outside 0..{np.iinfo(dtype).max}")
         if not np.isfinite(cast).all():
             high = float(np.abs(part).max())
             raise StoreError(f"{where}: {what} reaches {high:g}, too much for {dtype}; use features.dtype=float32")

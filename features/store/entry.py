@@ -22,6 +22,7 @@ from dropgen.errors import ResourceError, StoreError
 from dropgen.manifest import digest, file_digest
 
 COMMIT = "commit.json"
+FORMAT = 1  # raise it when files or record are laid out in another way
 ABANDONED_SECONDS = 24 * 3600  # a partial entry of another host, whose processes cannot be seen from here
 PARTIAL = re.compile(r"\.(?P<key>[^.]+)\.(?P<host>.+)\.(?P<pid>\d+)-[0-9a-f]+\.partial")
 
@@ -75,11 +76,10 @@ def read_commit(folder: Path) -> dict[str, Any]:
     """
     entry = f"{folder.parent.name}/{folder.name}"
     try:
-        record = unsealed((folder / COMMIT).read_bytes())
+        data = (folder / COMMIT).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"the store holds no {entry}; run `dropgen precompute EXPERIMENT`") from None
-    except ValueError:
-        raise StoreError(f"{entry}: file {COMMIT} is damaged; {remedy(folder)}") from None
+    record = parse_commit(data, entry, folder)
     for name, file in record["files"].items():
         try:
             size = (folder / name).stat().st_size
@@ -130,16 +130,40 @@ def abandoned(partial: Path) -> bool:
     return False
 
 
+def parse_commit(data: bytes, entry: str, place: object) -> dict[str, Any]:
+    """The record in the bytes of a commit record.
+
+    Args:
+        data: What `sealed` made of what `describe` said.
+        entry: What the entry is called, `<kind>/<key>`.
+        place: What has to be removed where it is damaged.
+
+    Raises:
+        StoreError: A bit differs, or a later version wrote it in a way that this one does not know.
+    """
+    try:
+        record = unsealed(data)
+    except ValueError:
+        raise StoreError(f"{entry}: its commit record is damaged; {remedy(place)}") from None
+    if (found := record.get("format", FORMAT)) != FORMAT:
+        raise StoreError(
+            f"{entry} was written by dropgen {record['provenance'].get('version', '?')} in format {found} and this "
+            f"version reads format {FORMAT}; install that version, or choose another store with features.store"
+        )
+    return record
+
+
 def describe(folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a commit record says: bytes and blake2b of every file of the folder, and the provenance."""
+    """What a commit record says: the format, bytes and blake2b of every file of the folder, and the provenance."""
     files = {
         path.name: {"bytes": path.stat().st_size, "blake2b": file_digest(path)} for path in sorted(folder.iterdir())
     }
-    return {"files": files, "provenance": json.loads(json.dumps(dict(provenance), default=str))}
+    plain = json.loads(json.dumps(dict(provenance), default=str))
+    return {"format": FORMAT, "files": files, "provenance": plain}
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A commit record as JSON, with a hash over itself."""
+    """A record as JSON, with a hash over itself."""
     return json.dumps(dict(record) | {"seal": digest(record)}, indent=1).encode()
 
 
@@ -149,9 +173,9 @@ def unsealed(data: bytes) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(data)
         seal = record.pop("seal")
     except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError("no commit record") from error
+        raise ValueError("it bears no seal") from error
     if seal != digest(record):
-        raise ValueError("the seal of the commit record is broken")
+        raise ValueError("its seal is broken")
     return record
 
 

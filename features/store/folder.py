@@ -12,7 +12,7 @@ from typing import Any
 
 from dropgen.features.store.entry import COMMIT, abandoned, aside, read_commit, verify_entry, write_entry
 from dropgen.features.store.place import Entry, Hidden, Kind
-from dropgen.manifest import write_json
+from dropgen.manifest import write_bytes
 
 
 class Folder:
@@ -94,5 +94,5 @@ class Folder:
     def read_document(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-    def write_document(self, name: str, value: object) -> None:
-        write_json(self.path / name, value)
+    def write_document(self, name: str, data: bytes) -> None:
+        write_bytes(self.path / name, data)

@@ -86,5 +86,5 @@ class Place(Protocol):
     def read_document(self, name: str) -> bytes:
         """A document's bytes; FileNotFoundError where there is none."""
 
-    def write_document(self, name: str, value: object) -> None:
-        """Writes a JSON document so that a reader sees the old one or the new one; OSError from a local disk."""
+    def write_document(self, name: str, data: bytes) -> None:
+        """Writes a document so that a reader sees the old one or the new one; OSError from a local disk."""

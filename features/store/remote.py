@@ -13,7 +13,6 @@ a file of the other. A killed writer leaves files that no record names, which `s
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,7 @@ from dropgen.errors import StoreError
 from dropgen.features.store.arrays import unpack
 from dropgen.features.store.bucket import Bucket
 from dropgen.features.store.cache import make_room, touch
-from dropgen.features.store.entry import ABANDONED_SECONDS, describe, remedy, sealed, staging, unsealed
+from dropgen.features.store.entry import ABANDONED_SECONDS, describe, parse_commit, remedy, sealed, staging, unsealed
 from dropgen.features.store.folder import Folder
 from dropgen.features.store.place import KINDS, Entry, Hidden, Kind
 from dropgen.manifest import file_digest
@@ -63,10 +62,7 @@ class Remote:
         data = self._bucket.get(_record_name(entry))
         if data is None:
             raise StoreError(f"{self.name} holds no {'/'.join(entry)}; run `dropgen precompute EXPERIMENT`")
-        try:
-            return unsealed(data)
-        except ValueError:
-            raise StoreError(f"{'/'.join(entry)}: its commit record is damaged; {self._remedy(entry)}") from None
+        return parse_commit(data, "/".join(entry), f"{self.name}/{_record_name(entry)}")
 
     def sizes(self, kind: Kind) -> dict[str, int]:
         sizes = Counter[str]()
@@ -155,8 +151,8 @@ class Remote:
             raise FileNotFoundError(name)
         return data
 
-    def write_document(self, name: str, value: object) -> None:
-        self._bucket.put(name, json.dumps(value, indent=2).encode())
+    def write_document(self, name: str, data: bytes) -> None:
+        self._bucket.put(name, data)
 
     def _fetch(self, entry: Entry, record: Mapping[str, Any], folder: Path) -> None:
         with staging(self._cache.at(entry), record["provenance"]) as packed:
@@ -165,17 +161,15 @@ class Remote:
 
     def _download(self, entry: Entry, record: Mapping[str, Any], folder: Path) -> None:
         """Every file of an entry, compared with the record; StoreError names entry, case and file."""
+        repair = remedy(f"{self.name}/{_record_name(entry)}")
 
         def download(name: str) -> None:
             there = self._bucket.download(f"{record['folder']}/{name}", folder / name)
             if not there or file_digest(folder / name) != record["files"][name]["blake2b"]:
                 case, wrong = record["provenance"].get("case", "?"), "damaged" if there else "missing"
-                raise StoreError(f"{'/'.join(entry)} (case {case}): file {name} is {wrong}; {self._remedy(entry)}")
+                raise StoreError(f"{'/'.join(entry)} (case {case}): file {name} is {wrong}; {repair}")
 
         _each(download, record["files"])
-
-    def _remedy(self, entry: Entry) -> str:
-        return remedy(f"{self.name}/{_record_name(entry)}")
 
 
 def _record_name(entry: Entry) -> str:
