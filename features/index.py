@@ -119,13 +119,15 @@ class StudyIndex:
             bytes_of[entry[0]] += sizes.get(entry, 0)
         return {kind: bytes_of[kind] for kind in KINDS}
 
-    def save(self, store: FeatureStore) -> None:
-        """Writes the index to `<store>/studies/`, one file for each study, extractor and type.
+    def save(self, store: FeatureStore) -> str:
+        """Writes the index to `<store>/studies/`, one for each study, extractor and type; returns its name.
 
         What no saved index refers to is garbage, so it is saved before the first entry is looked for.
         """
         parts = (self.study,) if self.extractor is None else (self.study, self.extractor, self.dtype)
-        store.place.write_document(f"{STUDIES}/{'.'.join(parts)}.json", sealed(asdict(self)))
+        name = f"{STUDIES}/{'.'.join(parts)}.json"
+        store.place.write_document(name, sealed(asdict(self)))
+        return name
 
     @classmethod
     def saved(cls, store: FeatureStore) -> list[StudyIndex]:

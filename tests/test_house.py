@@ -24,7 +24,7 @@ HOMES = {
     "mlflow": ("platform/tracking.py", "platform/pyfunc_model.py"),
     "nibabel": ("features/studies/",),
     "optuna": ("tuning/",),
-    "ray": ("features/cluster.py", "features/precompute.py", "platform/training/distributed.py", "tuning/", "serving/"),
+    "ray": ("features/cluster.py", "features/crew.py", "platform/training/distributed.py", "tuning/", "serving/"),
     "zarr": ("features/store/arrays.py", "features/bench/"),
     "obstore": ("features/store/bucket.py",),
     "blosc2": ("features/bench/",),

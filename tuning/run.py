@@ -21,9 +21,11 @@ from dropgen.config import Experiment, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
+from dropgen.features.demand import demand_of
+from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
-from dropgen.features.precompute import precompute
+from dropgen.features.precompute import missing_work, precompute
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
@@ -32,7 +34,8 @@ from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
-from dropgen.platform.training.bench import require_trainable
+from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
+from dropgen.platform.training.choice import Choice
 from dropgen.tuning.choice import champion
 from dropgen.tuning.evaluations import evaluate_all
 from dropgen.tuning.search import known_results, open_bench, search
@@ -119,6 +122,8 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
         _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
+        if bench.choice is not None:
+            bench.choice.note(manifest)
         found = stages.do("search", _search_key(bench, planned), lambda: _search(experiment, root, join_ray))
         results = known_results(bench, planned)
         best = champion([result for _, result in results])
@@ -188,9 +193,12 @@ def _precompute(
     stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
 ) -> None:
     features = experiment.features
-    needed = features.source == "stored" and any(build_method(method).needs_features for method in planned.methods)
+    methods = map(build_method, planned.methods)
+    needed = features.source != "online" and any(map(leaves_source_open, methods))
     extractor = build_extractor(features.extractor) if needed else None
     store = FeatureStore.of(features, root)
+    if extractor is not None and features.source == "auto" and not _worth_storing(experiment, study, extractor, root):
+        extractor, needed = None, False
     index = StudyIndex.of(study, extractor, features.dtype, store)
     missing = index.missing(store)
 
@@ -198,10 +206,25 @@ def _precompute(
         if missing:
             join_ray()
             workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
-            precompute(experiment, study, root, workers, features=needed)
-        return [], {"cases": len(index.keys)}  # what is missing of the store was looked up, wherever it is
+            document = precompute(experiment, study, root, workers, features=needed)
+            effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
+        else:
+            effort = {}
+        return [], {"cases": len(index.keys)} | effort
 
     stages.do("precompute", index.digest, work, due=bool(missing))
+
+
+def _worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path) -> bool:
+    """Whether an experiment that leaves the source open gets stored features, so that they can be timed at all.
+
+    It does where the disk can hold them and earlier trials were not begun without.
+    """
+    store, dtype = FeatureStore.of(experiment.features, root), experiment.features.dtype
+    if (choice := Choice.read(choice_record(experiment, root, study, extractor, store))) is not None:
+        return choice.source == "stored"
+    works, free = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store), store.place.free()
+    return free is None or demand_of(works, study, extractor, dtype).disk <= free
 
 
 def _search_key(bench: Workbench, planned: Plan) -> str:

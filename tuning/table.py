@@ -62,7 +62,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"|---{'|--:' * len(header)}|",
         *(f"| {line} |" for line in lines),
         "",
-        f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}. "
+        f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}, "
+        f"at most {100 * max(row['data_wait'] for row in rows):.1f}% of their time spent waiting for data. "
         f"Time: {sum(seconds.values()):.0f} s ({spent}). "
         f"Commit: {', '.join(sorted({row['commit'] for row in rows}))}.",
         "",

@@ -68,7 +68,7 @@ def _whole_store(arguments: argparse.Namespace) -> Features:
 
 
 def _index(experiment: Experiment, root: Path, store: FeatureStore) -> StudyIndex:
-    stored = experiment.features.source == "stored"
+    stored = experiment.features.source != "online"
     study = load_study(experiment.study, root)
     extractor = build(experiment.features.extractor) if stored else None
     return StudyIndex.of(study, extractor, experiment.features.dtype, store)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,14 +23,10 @@ from dropgen.features.studies.study import load_study
 from dropgen.features.worker import Recipe, Work, Worker
 from dropgen.manifest import git_commit
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import build_network
-from dropgen.platform.training.batches import PREFETCH, Batches, Prefetched
 from dropgen.platform.training.bench import Workbench, require_trainable, trials_of
-from dropgen.platform.training.learner import Learner
-from dropgen.platform.training.trial import choose_device, make_batches
-from dropgen.platform.training.workers import Workers
+from dropgen.platform.training.contender import Contender
+from dropgen.platform.training.trial import choose_device
 
-STEPS = 4  # timed at a stretch, after as many as the loader works ahead
 CASES = 4
 DEFAULTS: dict[str, Any] = {
     "name": "bench",
@@ -41,46 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "training": {"batch": 2},
 }
-
-
-@dataclass
-class Contender:
-    """One method with one source of features, training.
-
-    Attributes:
-        features: "none", "stored" or "online".
-        step: The next one.
-        seconds: Mean seconds of a step, one value a round.
-        waits: Mean seconds of a step that went by waiting for its batch.
-    """
-
-    method: str
-    features: str
-    learner: Learner
-    batches: Batches
-    step: int = 0
-    seconds: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-
-    def run(self) -> None:
-        """One block: steps until the loader is as far ahead as it gets, then the steps that are timed."""
-        last = self.step + PREFETCH + STEPS
-        loader = Prefetched(self.batches, self.step, last + PREFETCH)  # so that it never has nothing to do
-        with contextlib.closing(iter(loader)) as batches:
-            for _, batch in itertools.islice(batches, PREFETCH):
-                self.learner.step(self.learner.network, batch)
-            began, waited = self._now(), loader.waited
-            for _, batch in itertools.islice(batches, STEPS):
-                self.learner.step(self.learner.network, batch)
-            self.seconds.append((self._now() - began) / STEPS)
-            self.waits.append((loader.waited - waited) / STEPS)
-        self.step = last
-
-    def _now(self) -> float:
-        """The time when everything that was asked of the device is done."""
-        if self.learner.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def prepare(folder: Path, crop: int, overrides: tuple[str, ...]) -> Experiment:
@@ -106,7 +59,7 @@ def prepare(folder: Path, crop: int, overrides: tuple[str, ...]) -> Experiment:
     worker = Worker(Recipe(store, study, component, dtype, git_commit()))
     for case in study.cases:
         keys = index.keys[case.id]
-        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))):
+        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))).problem:
             raise StoreError(problem)
     return experiment
 
@@ -119,18 +72,9 @@ def contenders_of(experiment: Experiment, root: Path) -> list[Contender]:
     for source in ("stored", "online"):
         features = experiment.features.model_copy(update={"source": source})
         bench = Workbench.open(experiment.model_copy(update={"features": features}), root)
-        if bench.extractor is not None:
-            bench = replace(bench, extractor=build_extractor(features.extractor, device))
         for trial in trials_of(experiment):
-            method = build_method(trial.method)
-            if not method.needs_features and source == "online":
-                continue
-            channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
-            torch.manual_seed(trial.seed)
-            network = build_network(experiment.network, method, channels, len(bench.study.classes))
-            batches = make_batches(bench, trial, method, channels, Workers(), device)
-            learner = Learner(network, method, experiment.training, device)
-            found.append(Contender(trial.method.label, source if channels else "none", learner, batches))
+            if build_method(trial.method).needs_features or source == "stored":
+                found.append(Contender.of(bench, trial, device))
     return found
 
 

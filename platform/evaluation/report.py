@@ -80,7 +80,7 @@ def write_report(
         **_table(groups, scored, study.train_domains),
         "dots": charts.data_uri(charts.domain_dots([_line(group) for group in groups]), "svg"),
         "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
-        "trained": _training_note(rows),
+        "trained": _training_note(rows, max(result["data_wait"] for result, _ in results)),
         "pictures": pictures,
         "picture_note": note,
         "chosen": f"{chosen.name}, seed {chosen.lead['seed']}",
@@ -187,12 +187,15 @@ def _line(group: Group) -> charts.Line:
     )
 
 
-def _training_note(rows: Sequence[Row]) -> str:
+def _training_note(rows: Sequence[Row], most_wait: float) -> str:
     steps = sorted({row["steps"] for row in rows})
     late = sum(not row["converged"] for row in rows)
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     what = "the last 20% of the steps added less than one point of validation Dice"
-    return f"{len(rows)} runs of {span} steps; {len(rows) - late} of them converged: {what}."
+    return (
+        f"{len(rows)} runs of {span} steps; {len(rows) - late} of them converged: {what}. "
+        f"Waiting for data took at most {100 * most_wait:.1f}% of the training time."
+    )
 
 
 def _pictures(

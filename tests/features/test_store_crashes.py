@@ -200,7 +200,7 @@ class StoreLife(RuleBasedStateMachine):
         recipe = Recipe(self.store, self.study, self.component(), "float16", "commit")
 
         def run() -> None:
-            assert Worker(recipe).run(work) is None
+            assert Worker(recipe).run(work).problem is None
             for entry in work.keys.entries():
                 self.store.verify(*entry)
 

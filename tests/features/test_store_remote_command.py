@@ -137,7 +137,7 @@ def test_a_study_goes_into_a_bucket_as_into_a_folder_though_the_first_run_is_kil
     worker = Worker(Recipe(local, study, Component.of("mind"), "float16", "commit"))
     keys = StudyIndex.of(study, Mind(), "float16").keys
     for case in study.cases:
-        assert worker.run(Work(case, keys[case.id], KINDS)) is None
+        assert worker.run(Work(case, keys[case.id], KINDS)).problem is None
     assert remote.everything() == local.everything()
     for kind, key in local.everything():
         remote.place.open((kind, key))
@@ -161,7 +161,7 @@ def test_the_verbs_that_look_after_a_store_do_so_in_a_bucket(
     index.save(remote)
     worker = Worker(Recipe(remote, study, Component.of("mind"), "float16", "commit"))
     for case in study.cases:
-        assert worker.run(Work(case, index.keys[case.id], KINDS)) is None
+        assert worker.run(Work(case, index.keys[case.id], KINDS)).problem is None
     index.require(remote)
     status = look("status", experiment=True)
     assert status["store"] == bucket.url
