@@ -4,7 +4,6 @@ Below the store's address lie, for every entry,
 
     <kind>/<key>.<attempt>/    its files, an array whose chunks are compressed; one writer's, under a name of its own
     <kind>/<key>.json          the commit record, which says whose files are the entry's
-
     <kind>/<key>.claim         for as long as a gc decides about the entry, so that no other one does
 
 The record is created by one conditional request, so the first of two writers stays, and neither ever touches
@@ -118,8 +117,8 @@ class Remote:
             self._bucket.delete([claim])
 
         def restore() -> None:
-            if not self._bucket.create(name, gone):  # it was computed again meanwhile
-                return erase()
+            if not self._bucket.create(name, gone) and self._bucket.get(name) != gone:
+                return erase()  # it was computed again meanwhile
             self._bucket.delete([claim])
 
         return Hidden(restore, erase)
@@ -128,11 +127,11 @@ class Remote:
         swept = self._cache.sweep()
         for kind in KINDS:
             objects, folders = self._bucket.level(kind)
-            committed = {_key(name) for name in objects if name.endswith(RECORD)}
+            settled = {_key(name) for name in objects}  # by a record, or by a gc that may show one again
             writers = Counter(_key(folder) for folder in folders)
             for folder in folders:
-                entry = kind, _key(folder)
-                if entry[1] in committed and (writers[entry[1]] == 1 or self.record(entry)["folder"] == folder):
+                key = _key(folder)
+                if key in settled and (writers[key] == 1 or self._files_of((kind, key)) in (folder, None)):
                     continue
                 files = self._bucket.objects(folder)
                 if all(file.age > ABANDONED_SECONDS for file in files):
@@ -153,6 +152,12 @@ class Remote:
 
     def write_document(self, name: str, data: bytes) -> None:
         self._bucket.put(name, data)
+
+    def _files_of(self, entry: Entry) -> str | None:
+        """Where an entry's files are; None where its record does not say."""
+        with suppress(StoreError):
+            return str(self.record(entry)["folder"])
+        return None
 
     def _fetch(self, entry: Entry, record: Mapping[str, Any], folder: Path) -> None:
         with staging(self._cache.at(entry), record["provenance"]) as packed:

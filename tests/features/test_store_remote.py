@@ -295,6 +295,20 @@ def test_a_writer_that_is_overtaken_gives_way_and_takes_its_files_away(remote: F
     assert len(bucket.names()) == 3
 
 
+def test_a_sweep_leaves_what_a_gc_has_hidden_and_may_show_again(
+    remote: FeatureStore, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(remote)
+    bucket.write("labels/k.0123/c.0.0.0", b"of a dead writer")
+    hidden = remote.place.hide(("labels", "k"))
+    assert hidden is not None
+    monkeypatch.setattr("dropgen.features.store.remote.ABANDONED_SECONDS", -1)
+    assert remote.sweep() == 0
+    hidden.restore()
+    assert remote.sweep() == 1
+    remote.verify("labels", "k")
+
+
 def test_a_record_whose_answer_was_lost_is_still_its_writers(
     remote: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +322,12 @@ def test_a_record_whose_answer_was_lost_is_still_its_writers(
 
     monkeypatch.setattr(Bucket, "create", sent_twice)
     remote.put_label("k", np.ones((2, 2, 2), np.uint8), {})
+    remote.verify("labels", "k")
+    with monkeypatch.context() as answers:
+        answers.setattr(Bucket, "create", create)
+        hidden = remote.place.hide(("labels", "k"))
+    assert hidden is not None
+    hidden.restore()
     remote.verify("labels", "k")
 
 
