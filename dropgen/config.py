@@ -74,6 +74,10 @@ class Features(Frozen):
         "stored", description="auto: times training steps with either once and keeps to the faster"
     )
     dtype: Literal["int8", "float16", "float32"] = "float16"
+    store: str | None = Field(
+        None, min_length=1, description="a folder or an address such as s3://bucket/prefix; <root>/store where None"
+    )
+    cache_gb: float = Field(100, gt=0, description="local copies of what lies in an object store, at most")
 
 
 class Network(Frozen):
@@ -194,6 +198,8 @@ def load_experiment(path: Path, root: Path, overrides: Iterable[str] = ()) -> Ex
         root: The folder that all output goes to; fills `{root}` in the file.
         overrides: `section.key=value` items, values in YAML syntax.
 
+    Paths become absolute, as `resolve` says.
+
     Raises:
         ConfigError: The file is missing, is not YAML, or holds a wrong key or value.
     """
@@ -202,6 +208,9 @@ def load_experiment(path: Path, root: Path, overrides: Iterable[str] = ()) -> Ex
         _override(values, item)
     if "study" in values:
         values["study"] = str(resolve(str(values["study"]), path.parent, root))
+    features = values.get("features")
+    if isinstance(features, dict) and isinstance(features.get("store"), str):
+        features["store"] = store_place(features["store"], path.parent, root)
     return validate(Experiment, values, str(path))
 
 
@@ -241,6 +250,11 @@ def resolve(text: str, folder: Path, root: Path) -> Path:
         raise ConfigError(f"path '{text}' needs DROPGEN_DATA: set it to the folder that holds your data")
     filled = text.replace("{root}", str(root)).replace("{data}", os.environ.get("DROPGEN_DATA", ""))
     return (folder / filled).resolve()
+
+
+def store_place(text: str, folder: Path, root: Path) -> str:
+    """A value of `features.store` that means the same wherever it is read: an address, or an absolute path."""
+    return text if "://" in text else str(resolve(text, folder, root))
 
 
 def validate(section: type[Section], values: Mapping[str, Any], where: str) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,11 +58,6 @@ def demand_of(works: Sequence[Work], study: Study, extractor: Extractor | None, 
         if extractor is not None:
             extracting = max(extracting, 2 * 4 * voxels + peak_bytes(extractor, shape))
     return Demand(len(works), disk, extracting, waiting)
-
-
-def free_bytes(store: FeatureStore) -> int:
-    """Free disk space where the store is or will be."""
-    return shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
 
 
 def features_bytes(index: StudyIndex, channels: int, store: FeatureStore) -> int:

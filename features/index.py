@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from dropgen.errors import StoreError, VolumeError
 from dropgen.features.extractors import Extractor
 from dropgen.features.store import KINDS, FeatureStore, Kind
+from dropgen.features.store.entry import sealed, unsealed
 from dropgen.features.studies.prepare import Preparation, resolve_rule
 from dropgen.features.studies.study import Case, Study
 from dropgen.manifest import digest, file_digest, read_json, write_json
@@ -78,9 +78,8 @@ class StudyIndex:
 
     def missing(self, store: FeatureStore) -> dict[str, CaseKeys]:
         """The cases of which at least one entry is not in the store."""
-        return {
-            case: keys for case, keys in self.keys.items() if not all(store.has(*entry) for entry in keys.entries())
-        }
+        held = set(store.everything())
+        return {case: keys for case, keys in self.keys.items() if not held.issuperset(keys.entries())}
 
     def require(self, store: FeatureStore) -> None:
         """Refuses a store that does not cover every case.
@@ -93,7 +92,7 @@ class StudyIndex:
             return
         case, keys = next(iter(missing.items()))
         lacks = [kind for kind, key in keys.entries() if not store.has(kind, key)]
-        sentence = f"store {store.folder} lacks the {' and '.join(lacks)} of case {case}"
+        sentence = f"store {store.location} lacks the {' and '.join(lacks)} of case {case}"
         if len(missing) > 1:
             sentence += f" and of {len(missing) - 1} more of the {len(self.keys)} cases"
         others = _other_extractors(store, keys.volume) if lacks == ["features"] else []
@@ -109,26 +108,26 @@ class StudyIndex:
 
     def count(self, store: FeatureStore) -> tuple[dict[Kind, int], dict[Kind, int]]:
         """How many entries of each kind are in the store, and how many are not."""
-        found = Counter((kind, store.has(kind, key)) for kind, key in self.entries())
+        held = set(store.everything())
+        found = Counter((entry[0], entry in held) for entry in self.entries())
         return {kind: found[kind, True] for kind in KINDS}, {kind: found[kind, False] for kind in KINDS}
 
     def sizes(self, store: FeatureStore) -> dict[Kind, int]:
         """Bytes of each kind that are in the store."""
-        bytes_of = Counter[Kind]()
-        for kind, key in self.entries():
-            if store.has(kind, key):
-                bytes_of[kind] += store.size(kind, key)
+        sizes, bytes_of = store.sizes(), Counter[Kind]()
+        for entry in self.entries():
+            bytes_of[entry[0]] += sizes.get(entry, 0)
         return {kind: bytes_of[kind] for kind in KINDS}
 
-    def save(self, store: FeatureStore) -> Path:
-        """Writes the index to `<store>/studies/`, one file for each study, extractor and type; returns its path.
+    def save(self, store: FeatureStore) -> str:
+        """Writes the index to `<store>/studies/`, one for each study, extractor and type; returns its name.
 
         What no saved index refers to is garbage, so it is saved before the first entry is looked for.
         """
         parts = (self.study,) if self.extractor is None else (self.study, self.extractor, self.dtype)
-        path = store.folder / STUDIES / f"{'.'.join(parts)}.json"
-        write_json(path, asdict(self))
-        return path
+        name = f"{STUDIES}/{'.'.join(parts)}.json"
+        store.place.write_document(name, sealed(asdict(self)))
+        return name
 
     @classmethod
     def saved(cls, store: FeatureStore) -> list[StudyIndex]:
@@ -138,15 +137,15 @@ class StudyIndex:
             StoreError: A file is damaged, so that nobody knows which entries it refers to.
         """
         found = []
-        for path in sorted((store.folder / STUDIES).glob("[!.]*.json")):
+        for name in store.place.documents(STUDIES):
             try:
-                record = json.loads(path.read_bytes())
+                record = unsealed(store.place.read_document(name))
                 keys = {case: CaseKeys(**keys) for case, keys in record["keys"].items()}
                 found.append(cls(record["study"], record["extractor"], record["dtype"], keys))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
-                    f"{path} is no index of a study ({type(error).__name__}); run `dropgen precompute EXPERIMENT` for "
-                    "that study, or remove the file if it is not wanted any more"
+                    f"{store.location}/{name} is no index of a study ({type(error).__name__}); run `dropgen precompute "
+                    "EXPERIMENT` for that study, or remove the file if it is not wanted any more"
                 ) from error
         return found
 

@@ -25,10 +25,10 @@ from dropgen.console import progress, say, warn
 from dropgen.errors import ResourceError, StudyError
 from dropgen.features.cluster import connect, require_shared
 from dropgen.features.crew import IN_FLIGHT, Effort, efforts, extractor_busy, run_crew
-from dropgen.features.demand import Demand, demand_of, free_bytes
+from dropgen.features.demand import Demand, demand_of
 from dropgen.features.extractors import build
 from dropgen.features.index import StudyIndex
-from dropgen.features.store import KINDS, FeatureStore, Kind
+from dropgen.features.store import KINDS, FeatureStore
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.worker import Outcome, Recipe, Work
 from dropgen.manifest import Manifest, digest, git_commit
@@ -50,7 +50,8 @@ def precompute(
     Args:
         experiment: Names extractor and stored type.
         study: Its cases.
-        root: Output root; the store is `<root>/store`. On a cluster a folder that all nodes share.
+        root: Output root; the store is `<root>/store` where the experiment names no other. On a cluster a folder that
+            all nodes share.
         workers: Processes, each with one CPU.
         address: A running Ray cluster; by default as `cluster.connect`.
         features: Whether features are wanted; by default where the experiment may read them from the store.
@@ -65,7 +66,7 @@ def precompute(
         WeightsError: The extractor's weights are missing, here or on a node.
     """
     started = time.perf_counter()
-    store = FeatureStore(root / "store")
+    store = FeatureStore.of(experiment.features, root)
     wanted = experiment.features.source != "online" if features is None else features
     component = experiment.features.extractor if wanted else None
     extractor = None if component is None else build(component)
@@ -84,10 +85,10 @@ def precompute(
     spent: list[Effort] = []
     seconds = 0.0
     if works:
-        recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
+        recipe = Recipe(store, study, component, experiment.features.dtype, git_commit())
         try:
             with connect(address, cpus=workers):
-                require_shared((saved, works[0].case.image))
+                require_shared([file for file in (store.folder / saved, works[0].case.image) if file.is_file()])
                 crew_started = time.perf_counter()
                 outcomes, problems = _run(works, recipe, workers, in_flight)
                 seconds = time.perf_counter() - crew_started
@@ -102,15 +103,15 @@ def precompute(
         )
     if any(missing.values()):
         raise ResourceError(
-            f"{sum(missing.values())} entries that workers wrote are not to be found in {store.folder}; on a cluster "
+            f"{sum(missing.values())} entries that workers wrote are not to be found in {store.location}; on a cluster "
             "--root must be one folder that all nodes share"
         )
-    say(f"store {store.folder}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
+    say(f"store {store.location}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
     busy = extractor_busy(spent)
     if busy is not None:
         say(f"extractor busy {100 * busy:.0f}% of wall time")
     return {
-        "store": str(store.folder),
+        "store": store.location,
         "study": index.study,
         "computed": {kind: done[kind] - reused[kind] for kind in KINDS},
         "reused": reused,
@@ -132,19 +133,18 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     manifest = Manifest(arguments.root / experiment.name / "precompute.manifest.json", "precompute", config)
     with manifest.running():
         document = precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
-        seconds, store = document["seconds"], Path(document["store"])
-        manifest.finish_stage("precompute", digest(config), seconds, [store], document)
+        manifest.finish_stage("precompute", digest(config), document["seconds"], [], document)
     return document
 
 
 def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
     """What has to be computed, no entry twice even where cases share files."""
     works = []
-    claimed: set[tuple[Kind, str]] = set()
+    held = set(store.everything())
     for case in study.cases:
         keys = index.keys[case.id]
-        wanted = [entry for entry in keys.entries() if entry not in claimed and not store.has(*entry)]
-        claimed.update(wanted)
+        wanted = [entry for entry in keys.entries() if entry not in held]
+        held.update(wanted)
         if wanted:
             works.append(Work(case, keys, tuple(kind for kind, _ in wanted)))
     return works
@@ -156,19 +156,20 @@ def _plan(demand: Demand, study: Study, store: FeatureStore, workers: int) -> in
     Raises:
         ResourceError: The disk cannot hold it.
     """
-    free, available = free_bytes(store), psutil.virtual_memory().available
+    free, available = store.place.free(), psutil.virtual_memory().available
     most = min(IN_FLIGHT, -(-demand.volumes // workers))
     in_flight = next((count for count in range(most, 1, -1) if workers * demand.memory(count) <= available), 1)
     memory = workers * demand.memory(in_flight)
     say(
         f"{demand.volumes} volumes to compute with {workers} workers, each with {in_flight} in flight; "
-        f"disk {size_text(demand.disk)} of {size_text(free)} free, "
+        f"{size_text(demand.disk)} for {store.location}{'' if free is None else f' of {size_text(free)} free'}, "
         f"memory up to {size_text(memory)} of {size_text(available)} available"
     )
-    if demand.disk > free:
+    if free is not None and demand.disk > free:
         raise ResourceError(
-            f"the missing entries of {study.name} need {size_text(demand.disk)} and {store.folder} has "
-            f"{size_text(free)} free; free disk space there or choose another folder with --root"
+            f"the missing entries of {study.name} need {size_text(demand.disk)} and {store.location} has "
+            f"{size_text(free)} free; free disk space there or choose another folder with --root "
+            "or features.store"
         )
     if memory > available:
         warn("the volumes in flight may not fit in memory; if a worker is killed, run again with fewer --workers")
@@ -194,12 +195,12 @@ def _told(effort: Effort) -> dict[str, Any]:
     return rounded | {"busy": round(effort.busy, 4)}
 
 
-def _save_index(index: StudyIndex, store: FeatureStore) -> Path:
+def _save_index(index: StudyIndex, store: FeatureStore) -> str:
     try:
         return index.save(store)
     except OSError as error:
         raise ResourceError(
-            f"cannot write the index of {index.study} under {store.folder}: {error.strerror}; free disk space there "
+            f"cannot write the index of {index.study} under {store.location}: {error.strerror}; free disk space there "
             "or choose a writable folder with --root"
         ) from error
 

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ class Work:
 class Recipe:
     """What all cases of a run share; sent to every worker once."""
 
-    store: Path
+    store: FeatureStore
     study: Study
     extractor: Component | None
     dtype: str
@@ -74,7 +73,7 @@ class Worker:
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)  # a core per worker: two volumes on two cores finish sooner than one on both
         self._recipe = recipe
-        self._store = FeatureStore(recipe.store)
+        self._store = recipe.store
         self._extracting = threading.Lock()
         self._refusal: DropGenError | None = None
         self._extractor = None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests_support.s3 import ACCESS, S3Bucket, serve
 
 # One thread per process, as Ray gives its workers: the cores are few, and sums in another order differ in the last bit.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -30,3 +33,18 @@ def data() -> Path:
 def golden() -> Path:
     """Folder of values computed by the reference network."""
     return _outside("DROPGEN_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server in a process of its own."""
+    with serve() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
+    """A new bucket, and the environment in which it can be used."""
+    for key, value in {**ACCESS, "AWS_ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(key, value)
+    return S3Bucket.make(s3_server)

@@ -18,7 +18,7 @@ FLOORS = ("features", "platform", "tuning", "serving")
 SOURCES = [path for folder in ("dropgen", *FLOORS) for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = EXTRAS["bench"] + EXTRAS["nninteractive"]
+OPTIONAL = EXTRAS["bench"] + EXTRAS["nninteractive"] + EXTRAS["s3"]
 UNDECLARED_BY_OTHERS = {"einops"}  # imported by MONAI's SwinUNETR, which declares no dependency on it
 
 # Where a library may be imported; an entry that ends in "/" is a folder.
@@ -28,6 +28,7 @@ HOMES = {
     "optuna": ("tuning/",),
     "ray": ("features/cluster.py", "features/crew.py", "platform/training/distributed.py", "tuning/", "serving/"),
     "zarr": ("features/store/arrays.py", "features/bench/"),
+    "obstore": ("features/store/bucket.py",),
     "blosc2": ("features/bench/",),
     "dynamic_network_architectures": ("features/extractors/nninteractive.py",),
     "tensorstore": ("features/bench/",),

@@ -21,7 +21,7 @@ from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
-from dropgen.features.demand import demand_of, free_bytes
+from dropgen.features.demand import demand_of
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
@@ -184,7 +184,7 @@ def run(
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
-            "store": str(root / "store"),
+            "store": bench.store.location,
             "tracking_uri": found["tracking_uri"],
             "model_uri": model_uri,
             "report": str(folder / "report.html"),
@@ -237,7 +237,7 @@ def _precompute(
     methods = map(build_method, planned.methods)
     needed = features.source != "online" and any(map(leaves_source_open, methods))
     extractor = build_extractor(features.extractor) if needed else None
-    store = FeatureStore(root / "store")
+    store = FeatureStore.of(features, root)
     if extractor is not None and features.source == "auto" and not _worth_storing(experiment, study, extractor, root):
         extractor, needed = None, False
     index = StudyIndex.of(study, extractor, features.dtype, store)
@@ -251,7 +251,7 @@ def _precompute(
             effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
         else:
             effort = {}
-        return [root / "store"], {"cases": len(index.keys)} | effort
+        return [], {"cases": len(index.keys)} | effort
 
     stages.do("precompute", index.digest, work, due=bool(missing))
 
@@ -261,11 +261,11 @@ def _worth_storing(experiment: Experiment, study: Study, extractor: Extractor, r
 
     It does where the disk can hold them and earlier trials were not begun without.
     """
-    store, dtype = FeatureStore(root / "store"), experiment.features.dtype
+    store, dtype = FeatureStore.of(experiment.features, root), experiment.features.dtype
     if (choice := Choice.read(choice_record(experiment, root, study, extractor, store))) is not None:
         return choice.source == "stored"
-    works = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store)
-    return demand_of(works, study, extractor, dtype).disk <= free_bytes(store)
+    works, free = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store), store.place.free()
+    return free is None or demand_of(works, study, extractor, dtype).disk <= free
 
 
 def _search_key(bench: Workbench, planned: Plan) -> str:
@@ -325,7 +325,7 @@ def finish(summary: Mapping[str, Any]) -> None:
     for key, name in PLACES.items():
         say(f"{name + ':':18}{summary[key]}")
     say(f"{'table as text:':18}{Path(summary['report']).with_name('results.md')}")
-    say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['store']).parent}")
+    say(f"{'serve it:':18}dropgen serve --name {summary['experiment']} --root {Path(summary['report']).parents[1]}")
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from dropgen.features.index import StudyIndex
 from dropgen.features.precompute import missing_work
 from dropgen.features.store import FeatureStore
 from dropgen.features.store.entry import read_commit
-from dropgen.features.store.upkeep import everything
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import write_mask, write_volume
 from dropgen.features.worker import Recipe
@@ -106,7 +105,7 @@ def bench_precompute(
 def _run(contender: Contender, study: Study, store: FeatureStore) -> dict[Any, Any]:
     """One run into an empty store, which is gone afterwards; returns the hashes of all that it stored."""
     works = missing_work(study, StudyIndex.of(study, build(EXTRACTOR), DTYPE), store)
-    recipe = Recipe(store.folder, study, EXTRACTOR, DTYPE, git_commit())
+    recipe = Recipe(store, study, EXTRACTOR, DTYPE, git_commit())
     outcomes, problems = run_crew(works, recipe, contender.workers, contender.in_flight)
     if problems:
         raise StoreError(problems[0])
@@ -114,7 +113,7 @@ def _run(contender: Contender, study: Study, store: FeatureStore) -> dict[Any, A
         max(outcome.ended for outcome in outcomes) - min(outcome.began for outcome in outcomes)
     )  # one clock: all workers are on this machine
     contender.busy.append(extractor_busy(efforts(outcomes)) or 0.0)
-    stored = {entry: read_commit(store.path(*entry))["files"] for entry in everything(store)}
+    stored = {entry: read_commit(store.path(*entry))["files"] for entry in store.everything()}
     shutil.rmtree(store.folder)
     return stored
 

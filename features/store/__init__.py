@@ -1,52 +1,72 @@
 """The feature store: prepared volumes, labels and features, content-addressed, whole or not there at all.
 
-An entry is a folder `<kind>/<key>/` that holds one Zarr v3 array and a commit record.
+An entry is one Zarr v3 array and a commit record, in a folder or below the address of an object store.
 """
 
 from __future__ import annotations
 
-import functools
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from dropgen.config import Features
 from dropgen.errors import StoreError
-from dropgen.features.store.arrays import OPEN_MAPS, map_chunk, open_array, write_array
-from dropgen.features.store.entry import COMMIT, abandoned, read_commit, verify_entry, write_entry
+from dropgen.features.store.arrays import write_array
 from dropgen.features.store.features import StoredFeatures
-from dropgen.features.studies.prepare import Grid, Prepared
+from dropgen.features.store.folder import Folder
+from dropgen.features.store.mapped import close_maps, map_label, map_volume
+from dropgen.features.store.place import KINDS, Entry, Kind, Place
+from dropgen.features.store.remote import Remote
+from dropgen.features.studies.prepare import Prepared
+from dropgen.manifest import digest
 
-Kind = Literal["volumes", "labels", "features"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+__all__ = ["KINDS", "Entry", "FeatureStore", "Kind", "StoredFeatures", "close_maps"]
 
 
 class FeatureStore:
-    """Prepared volumes, labels and features under one folder; any number of processes may read and write.
+    """Prepared volumes, labels and features in one place; any number of processes may read and write.
 
     Args:
-        folder: Where the entries live; created by the first write.
+        folder: Of this machine; created by the first write.
+        place: Where the entries lie; the folder itself where it is None.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, place: Place | None = None) -> None:
         self.folder = folder
+        self.place: Place = Folder(folder) if place is None else place
+
+    @classmethod
+    def of(cls, features: Features, root: Path) -> FeatureStore:
+        """The store that an experiment names; an object store is read through copies in `<root>/cache`."""
+        where = features.store
+        if where is None:
+            return cls(root / "store")
+        if "://" not in where:
+            return cls(Path(where))
+        cache = root / "cache" / digest(where)
+        return cls(cache, Remote(where, cache, round(features.cache_gb * 1e9)))
+
+    @property
+    def location(self) -> str:
+        """What a person calls the store: its folder or its URL."""
+        return self.place.name
 
     def path(self, kind: Kind, key: str) -> Path:
-        """The folder of an entry, itself a Zarr v3 array."""
+        """The folder of an entry or of its copy, itself a Zarr v3 array, there or not."""
         return self.folder / kind / key
 
     def has(self, kind: Kind, key: str) -> bool:
         """Whether the entry is there, whole."""
-        return (self.path(kind, key) / COMMIT).is_file()
+        return self.place.has((kind, key))
 
     def put_volume(self, key: str, prepared: Prepared, provenance: Mapping[str, Any]) -> None:
         """Stores a prepared volume.
 
         Raises:
             StoreError: A voxel is not finite; names the case.
-            ResourceError: The disk is full or the folder cannot be written; nothing is left behind.
+            ResourceError: The disk is full, or the place cannot be written or reached; nothing is left behind.
         """
         attributes = {"shift": prepared.shift, "scale": prepared.scale, "grid": prepared.grid.to_json()}
         unit = np.asarray(prepared.unit, np.float32)
@@ -80,28 +100,31 @@ class FeatureStore:
         Raises:
             StoreError: The entry is missing or its files are not the ones committed.
         """
-        return _volume(str(self.path("volumes", key)))
+        return map_volume(str(self.place.open(("volumes", key))))
 
     def label(self, key: str) -> np.ndarray:
         """A label map `[X, Y, Z]`, uint8, a read-only memory map; raises as `volume`."""
-        return _label(str(self.path("labels", key)))
+        return map_label(str(self.place.open(("labels", key))))
 
     def features(self, key: str) -> StoredFeatures:
         """The features of a volume, nothing of them read yet; raises as `volume`."""
-        return StoredFeatures.open(str(self.path("features", key)))
+        return StoredFeatures.open(str(self.place.open(("features", key))))
 
     def provenance(self, kind: Kind, key: str) -> dict[str, Any]:
         """Who wrote the entry, with which version, when and from which file; raises as `volume`."""
-        return dict(read_commit(self.path(kind, key))["provenance"])
+        return dict(self.place.record((kind, key))["provenance"])
 
-    def size(self, kind: Kind, key: str) -> int:
-        """Bytes of the entry's committed files; raises as `volume`."""
-        return sum(int(file["bytes"]) for file in read_commit(self.path(kind, key))["files"].values())
-
-    def entries(self, kind: Kind) -> Iterator[str]:
+    def entries(self, kind: Kind) -> list[str]:
         """The keys of all entries of one kind."""
-        for record in sorted((self.folder / kind).glob(f"[!.]*/{COMMIT}")):
-            yield record.parent.name
+        return self.place.keys(kind)
+
+    def everything(self) -> list[Entry]:
+        """All entries of the store."""
+        return [(kind, key) for kind in KINDS for key in self.entries(kind)]
+
+    def sizes(self) -> dict[Entry, int]:
+        """Bytes of all files of every entry, whole or damaged."""
+        return {(kind, key): size for kind in KINDS for key, size in self.place.sizes(kind).items()}
 
     def verify(self, kind: Kind, key: str) -> None:
         """Reads every byte of an entry again and compares it with the commit record.
@@ -109,16 +132,11 @@ class FeatureStore:
         Raises:
             StoreError: A bit differs; names the entry, the case and the file.
         """
-        verify_entry(self.path(kind, key))
+        self.place.verify((kind, key))
 
     def sweep(self) -> int:
         """Removes what writers that no longer run left unfinished; returns how many entries that were."""
-        swept = 0
-        for partial in self.folder.glob("*/.*.partial"):
-            if abandoned(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-                swept += 1
-        return swept
+        return self.place.sweep()
 
     def _put(
         self,
@@ -133,27 +151,8 @@ class FeatureStore:
         case = f"case {provenance.get('case', '?')}"
         if array.size == 0:
             raise StoreError(f"{kind}/{key} ({case}): shape {array.shape} holds no voxels")
-        write_entry(
-            self.path(kind, key),
-            lambda folder: write_array(folder, array, chunk, dtype, attributes, case),
+        self.place.write(
+            (kind, key),
+            lambda folder: write_array(folder, array, chunk, dtype, attributes, case, self.place.compressed),
             provenance,
         )
-
-
-@functools.lru_cache(maxsize=OPEN_MAPS // 4)
-def _volume(folder: str) -> Prepared:
-    shape, dtype, attributes = open_array(Path(folder))
-    unit = map_chunk(f"{folder}/c.0.0.0", shape, dtype)
-    return Prepared(unit, attributes["shift"], attributes["scale"], Grid.from_json(attributes["grid"]))
-
-
-@functools.lru_cache(maxsize=OPEN_MAPS // 4)
-def _label(folder: str) -> np.ndarray:
-    shape, dtype, _ = open_array(Path(folder))
-    return map_chunk(f"{folder}/c.0.0.0", shape, dtype)
-
-
-def close_maps() -> None:
-    """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
-    for kept in (_volume, _label, StoredFeatures.open, map_chunk):
-        kept.cache_clear()

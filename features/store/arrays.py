@@ -1,7 +1,7 @@
 """The array of an entry: written through Zarr v3, read by mapping its chunk files. The only file that knows Zarr.
 
-Chunks are not compressed, so a chunk file is a raw array: any Zarr reader opens the entry, and a reader here
-costs no more than the bytes that it touches.
+In a folder chunks are not compressed, so a chunk file is a raw array: any Zarr reader opens the entry, and a reader
+here costs no more than the bytes that it touches. On its way to and in an object store a chunk is compressed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from dropgen.errors import StoreError
 from dropgen.features.store.compact import encode
 from dropgen.features.store.entry import read_commit
 
 METADATA = "zarr.json"
+COMPRESSOR = ZstdCodec(level=1)  # more levels cost time and save next to nothing (docs/feature-store.md)
 # A mapped file holds a descriptor. A crop of 12 channels from kept maps takes a quarter of the time of new ones.
 OPEN_MAPS = min(max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 64), 8192)
 
@@ -34,6 +36,7 @@ def write_array(
     dtype: np.dtype[Any],
     attributes: Mapping[str, Any],
     where: str,
+    compressed: bool = False,
 ) -> None:
     """Writes one Zarr v3 array, one chunk at a time, so that a cast needs memory for one chunk only.
 
@@ -44,23 +47,12 @@ def write_array(
         dtype: Type to store; int8 stands for one byte per value with `scale` and `offset` of every chunk as attributes.
         attributes: JSON values kept with the array.
         where: Begins every complaint: `case one`.
+        compressed: Whether chunks are compressed, so that they have to be unpacked before they are mapped.
 
     Raises:
-        StoreError: A value is not finite, or not any more in `dtype`.
+        StoreError: A value is not finite, or not any more in `dtype`, or not a whole number that it holds.
     """
-    target = zarr.create_array(
-        store=str(folder),
-        shape=array.shape,
-        chunks=chunk,
-        dtype=dtype,
-        compressors=None,
-        filters=None,
-        fill_value=0,
-        attributes=dict(attributes),
-        chunk_key_encoding={"name": "default", "separator": "."},
-        overwrite=True,
-        config={"write_empty_chunks": True},  # else a channel of zeros would have no file to map
-    )
+    target = _create(folder, array.shape, chunk, dtype, attributes, compressed)
     step = chunk[0]
     affine = []
     for start in range(0, array.shape[0], step):
@@ -74,6 +66,8 @@ def write_array(
         else:
             with np.errstate(over="ignore"):
                 cast = part.astype(dtype, copy=False)
+        if dtype.kind == "u" and not np.array_equal(cast, part):
+            raise StoreError(f"{where}: {what} holds values outside 0..{np.iinfo(dtype).max}")
         if not np.isfinite(cast).all():
             high = float(np.abs(part).max())
             raise StoreError(f"{where}: {what} reaches {high:g}, too much for {dtype}; use features.dtype=float32")
@@ -81,6 +75,20 @@ def write_array(
     if affine:
         scale, offset = zip(*affine, strict=True)
         target.attrs.update({"scale": scale, "offset": offset})
+
+
+def unpack(packed: Path, folder: Path) -> None:
+    """Writes an array with compressed chunks again, with raw ones; folder by folder the same array.
+
+    Args:
+        packed: What `write_array` wrote.
+        folder: Becomes the Zarr array whose chunk files can be mapped.
+    """
+    source = zarr.open_array(store=str(packed), mode="r")
+    target = _create(folder, source.shape, source.chunks, source.dtype, source.attrs.asdict(), compressed=False)
+    step = source.chunks[0]
+    for start in range(0, source.shape[0], step):
+        target[start : start + step] = source[start : start + step]
 
 
 def open_array(folder: Path) -> tuple[tuple[int, ...], np.dtype[Any], dict[str, Any]]:
@@ -103,3 +111,26 @@ def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.nda
     finally:
         os.close(descriptor)
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _create(
+    folder: Path,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype[Any],
+    attributes: Mapping[str, Any],
+    compressed: bool,
+) -> zarr.Array[Any]:
+    return zarr.create_array(
+        store=str(folder),
+        shape=shape,
+        chunks=chunk,
+        dtype=dtype,
+        compressors=COMPRESSOR if compressed else None,
+        filters=None,
+        fill_value=0,
+        attributes=dict(attributes),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        overwrite=True,
+        config={"write_empty_chunks": True},  # else a channel of zeros would have no file to map
+    )

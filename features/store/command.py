@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal as size_text
 
-from dropgen.config import load_experiment
+from dropgen.config import Experiment, Features, load_experiment, store_place, validate
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, StoreError
 from dropgen.features.extractors import build
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import KINDS, FeatureStore
-from dropgen.features.store.upkeep import delete, everything, find_garbage, per_kind, size_on_disk
+from dropgen.features.store.upkeep import delete, find_garbage, per_kind
 from dropgen.features.studies.study import load_study
 
 
@@ -24,9 +25,15 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         ConfigError: An argument is missing, or is one that the action does not take.
         StoreError: Entries or an index are damaged.
     """
-    action, store = arguments.action, FeatureStore(arguments.root / "store")
+    action = arguments.action
     _require_fitting(arguments)
-    index = _index(arguments, store) if arguments.experiment else None
+    experiment = None
+    features = _whole_store(arguments)
+    if arguments.experiment:
+        experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+        features = experiment.features
+    store = FeatureStore.of(features, arguments.root)
+    index = None if experiment is None else _index(experiment, arguments.root, store)
     if action == "status":
         assert index is not None
         document = _status(store, index)
@@ -36,7 +43,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         document = _usage(store)
     else:
         document = _collect(store, arguments.yes)
-    return {"action": action, "store": str(store.folder)} | document
+    return {"action": action, "store": store.location} | document
 
 
 def _require_fitting(arguments: argparse.Namespace) -> None:
@@ -47,14 +54,22 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
         raise ConfigError("store status counts the entries of an experiment; name its YAML file")
     if action in ("du", "gc") and arguments.experiment:
         raise ConfigError(f"store {action} looks at the whole store; leave out the experiment")
-    if arguments.overrides and not arguments.experiment:
-        raise ConfigError(f"'{arguments.overrides[0]}' changes an experiment and store {action} was given none")
 
 
-def _index(arguments: argparse.Namespace, store: FeatureStore) -> StudyIndex:
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+def _whole_store(arguments: argparse.Namespace) -> Features:
+    """Where the store is when no experiment says so: in its usual place, or where `--features.store` points."""
+    place = None
+    for item in () if arguments.experiment else arguments.overrides:
+        key, _, text = item.partition("=")
+        if key != "--features.store":
+            raise ConfigError(f"'{item}' changes an experiment and store {arguments.action} was given none")
+        place = store_place(text, Path.cwd(), arguments.root)
+    return validate(Features, {"store": place}, "--features.store")
+
+
+def _index(experiment: Experiment, root: Path, store: FeatureStore) -> StudyIndex:
     stored = experiment.features.source != "online"
-    study = load_study(experiment.study, arguments.root)
+    study = load_study(experiment.study, root)
     extractor = build(experiment.features.extractor) if stored else None
     return StudyIndex.of(study, extractor, experiment.features.dtype, store)
 
@@ -68,7 +83,9 @@ def _status(store: FeatureStore, index: StudyIndex) -> dict[str, Any]:
 
 def _verify(store: FeatureStore, index: StudyIndex | None) -> dict[str, Any]:
     """Raises StoreError when entries are damaged; names all of them."""
-    entries = everything(store) if index is None else [entry for entry in index.entries() if store.has(*entry)]
+    entries = store.everything()
+    if index is not None:
+        entries = sorted(set(entries) & set(index.entries()))
     damaged = []
     with progress("entries") as bars:
         task = bars.add_task("verify", total=len(entries), note="")
@@ -81,14 +98,14 @@ def _verify(store: FeatureStore, index: StudyIndex | None) -> dict[str, Any]:
     document = {"study": None if index is None else index.study, "entries": len(entries), "damaged": damaged}
     if damaged:
         refusal = StoreError("\n".join([f"{len(damaged)} of {len(entries)} entries are damaged:", *damaged]))
-        refusal.document = {"action": "verify", "store": str(store.folder)} | document
+        refusal.document = {"action": "verify", "store": store.location} | document
         raise refusal
-    say(f"store {store.folder}: all {len(entries)} entries are as they were written")
+    say(f"store {store.location}: all {len(entries)} entries are as they were written")
     return document
 
 
 def _usage(store: FeatureStore) -> dict[str, Any]:
-    sizes = {entry: size_on_disk(store, entry) for entry in everything(store)}
+    sizes = store.sizes()
     indexes = StudyIndex.saved(store)
     kept = {entry for index in indexes for entry in index.entries()}
     studies: list[dict[str, Any]] = [
@@ -107,7 +124,7 @@ def _usage(store: FeatureStore) -> dict[str, Any]:
         made_by = f", {study['extractor']} as {study['dtype']}" if study["extractor"] else ""
         say(f"{study['study']} ({study['cases']} cases{made_by}): {_line(study['bytes'])}")
     say(f"no study: {_line(unreferenced)}")
-    say(f"store {store.folder}: {_line(total)}; what studies share counts once")
+    say(f"store {store.location}: {_line(total)}; what studies share counts once")
     return {"studies": studies, "bytes": total, "unreferenced": unreferenced}
 
 
@@ -118,7 +135,7 @@ def _collect(store: FeatureStore, yes: bool) -> dict[str, Any]:
         store.sweep()
     size = sum(garbage.sizes[entry] for entry in gone)
     for kind, key in gone:
-        say(f"{store.path(kind, key)}  {size_text(garbage.sizes[kind, key])}")
+        say(f"{store.location}/{kind}/{key}  {size_text(garbage.sizes[kind, key])}")
     spared = f"; {len(garbage.spared)} more were written within the hour and stay" if garbage.spared else ""
     done = "deleted" if yes else "that no study refers to; --yes deletes them"
     say(f"{len(gone)} entries of {size_text(size)} {done}{spared}")

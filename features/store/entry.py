@@ -13,7 +13,8 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dropgen.errors import ResourceError, StoreError
 from dropgen.manifest import digest, file_digest
 
 COMMIT = "commit.json"
+FORMAT = 1  # raise it when files or record are laid out in another way
 ABANDONED_SECONDS = 24 * 3600  # a partial entry of another host, whose processes cannot be seen from here
 PARTIAL = re.compile(r"\.(?P<key>[^.]+)\.(?P<host>.+)\.(?P<pid>\d+)-[0-9a-f]+\.partial")
 
@@ -34,14 +36,25 @@ def write_entry(target: Path, fill: Callable[[Path], None], provenance: Mapping[
         provenance: Who made it and of what; errors name its `case`.
 
     Raises:
+        ResourceError: As `staging`.
+    """
+    with staging(target, provenance) as folder:
+        fill(folder)
+        _write_commit(folder, provenance)
+        _publish(folder, target)
+
+
+@contextmanager
+def staging(target: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
+    """A private folder beside an entry, gone afterwards whatever happens.
+
+    Raises:
         ResourceError: The disk is full or the folder cannot be written; nothing is left behind.
     """
-    staging = aside(target)
+    folder = aside(target)
     try:
-        staging.mkdir(parents=True)
-        fill(staging)
-        _write_commit(staging, provenance)
-        _publish(staging, target)
+        folder.mkdir(parents=True)
+        yield folder
     except OSError as error:
         raise ResourceError(
             f"cannot write {target.parent.name}/{target.name} (case {provenance.get('case', '?')}) under "
@@ -49,7 +62,7 @@ def write_entry(target: Path, fill: Callable[[Path], None], provenance: Mapping[
             "with --root"
         ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_commit(folder: Path) -> dict[str, Any]:
@@ -63,14 +76,10 @@ def read_commit(folder: Path) -> dict[str, Any]:
     """
     entry = f"{folder.parent.name}/{folder.name}"
     try:
-        record: dict[str, Any] = json.loads((folder / COMMIT).read_bytes())
-        seal = record.pop("seal")
+        data = (folder / COMMIT).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"the store holds no {entry}; run `dropgen precompute EXPERIMENT`") from None
-    except (ValueError, KeyError, AttributeError):
-        raise StoreError(f"{entry}: file {COMMIT} is damaged; {_remedy(folder)}") from None
-    if seal != digest(record):
-        raise StoreError(f"{entry}: file {COMMIT} is damaged; {_remedy(folder)}")
+    record = parse_commit(data, entry, folder)
     for name, file in record["files"].items():
         try:
             size = (folder / name).stat().st_size
@@ -79,7 +88,7 @@ def read_commit(folder: Path) -> dict[str, Any]:
         if size != file["bytes"]:
             found = "missing" if size < 0 else f"{size} bytes long instead of {file['bytes']}"
             case = record["provenance"].get("case", "?")
-            raise StoreError(f"{entry} (case {case}): file {name} is {found}; {_remedy(folder)}")
+            raise StoreError(f"{entry} (case {case}): file {name} is {found}; {remedy(folder)}")
     return record
 
 
@@ -94,7 +103,7 @@ def verify_entry(folder: Path) -> None:
         if file_digest(folder / name) != file["blake2b"]:
             case = commit["provenance"].get("case", "?")
             entry = f"{folder.parent.name}/{folder.name}"
-            raise StoreError(f"{entry} (case {case}): file {name} is damaged; {_remedy(folder)}")
+            raise StoreError(f"{entry} (case {case}): file {name} is damaged; {remedy(folder)}")
 
 
 def aside(target: Path) -> Path:
@@ -121,13 +130,63 @@ def abandoned(partial: Path) -> bool:
     return False
 
 
-def _write_commit(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Flushes every file to disk, then writes the record that makes the folder an entry."""
+def parse_commit(data: bytes, entry: str, place: object) -> dict[str, Any]:
+    """The record in the bytes of a commit record.
+
+    Args:
+        data: What `sealed` made of what `describe` said.
+        entry: What the entry is called, `<kind>/<key>`.
+        place: What has to be removed where it is damaged.
+
+    Raises:
+        StoreError: A bit differs, or a later version wrote it in a way that this one does not know.
+    """
+    try:
+        record = unsealed(data)
+    except ValueError:
+        raise StoreError(f"{entry}: its commit record is damaged; {remedy(place)}") from None
+    if (found := record.get("format", FORMAT)) != FORMAT:
+        raise StoreError(
+            f"{entry} was written by dropgen {record['provenance'].get('version', '?')} in format {found} and this "
+            f"version reads format {FORMAT}; install that version, or choose another store with features.store"
+        )
+    return record
+
+
+def describe(folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a commit record says: the format, bytes and blake2b of every file of the folder, and the provenance."""
     files = {
         path.name: {"bytes": path.stat().st_size, "blake2b": file_digest(path)} for path in sorted(folder.iterdir())
     }
-    record = {"files": files, "provenance": json.loads(json.dumps(dict(provenance), default=str))}
-    (folder / COMMIT).write_text(json.dumps(record | {"seal": digest(record)}, indent=1))
+    plain = json.loads(json.dumps(dict(provenance), default=str))
+    return {"format": FORMAT, "files": files, "provenance": plain}
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON, with a hash over itself."""
+    return json.dumps(dict(record) | {"seal": digest(record)}, indent=1).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """The record that `sealed` wrote; ValueError where a bit differs."""
+    try:
+        record: dict[str, Any] = json.loads(data)
+        seal = record.pop("seal")
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError("it bears no seal") from error
+    if seal != digest(record):
+        raise ValueError("its seal is broken")
+    return record
+
+
+def remedy(place: object) -> str:
+    """What to do about a damaged entry."""
+    return f"remove {place} and run `dropgen precompute EXPERIMENT` again"
+
+
+def _write_commit(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Writes the record that makes the folder an entry, and flushes every file to disk."""
+    (folder / COMMIT).write_bytes(sealed(describe(folder, provenance)))
     for path in (*folder.iterdir(), folder):
         _flush(path)
 
@@ -153,7 +212,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remedy(folder: Path) -> str:
-    return f"remove {folder} and run `dropgen precompute EXPERIMENT` again"

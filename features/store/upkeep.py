@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from dropgen.features.index import StudyIndex
-from dropgen.features.store import KINDS, FeatureStore, Kind
-from dropgen.features.store.entry import COMMIT, aside
+from dropgen.features.store import KINDS, Entry, FeatureStore, Kind
 
-Entry = tuple[Kind, str]
 # A run whose study another run has redefined meanwhile goes on with entries that no index refers to.
 FRESH_SECONDS = 3600
 
@@ -31,11 +26,6 @@ class Garbage:
     spared: tuple[Entry, ...]
 
 
-def everything(store: FeatureStore) -> list[Entry]:
-    """All entries of the store."""
-    return [(kind, key) for kind in KINDS for key in store.entries(kind)]
-
-
 def referenced(store: FeatureStore) -> set[Entry]:
     """All entries that saved indexes refer to, in the store or not; raises as `StudyIndex.saved`."""
     return {entry for index in StudyIndex.saved(store) for entry in index.entries()}
@@ -47,11 +37,11 @@ def find_garbage(store: FeatureStore) -> Garbage:
     Raises:
         StoreError: An index is damaged.
     """
-    present = everything(store)  # before the indexes: an index is saved before its first entry
+    sizes = store.sizes()  # before the indexes: an index is saved before its first entry
     kept = referenced(store)
-    loose = [entry for entry in present if entry not in kept]
-    spared = tuple(entry for entry in loose if _age(store, entry) < FRESH_SECONDS)
-    return Garbage({entry: size_on_disk(store, entry) for entry in loose if entry not in spared}, spared)
+    loose = [entry for entry in sizes if entry not in kept]
+    spared = tuple(entry for entry in loose if store.place.age(entry) < FRESH_SECONDS)
+    return Garbage({entry: sizes[entry] for entry in loose if entry not in spared}, spared)
 
 
 def delete(store: FeatureStore, entries: Iterable[Entry]) -> list[Entry]:
@@ -67,26 +57,17 @@ def delete(store: FeatureStore, entries: Iterable[Entry]) -> list[Entry]:
     Raises:
         StoreError: An index is damaged; everything is put back.
     """
-    hidden = {}
-    for entry in entries:
-        folder = store.path(*entry)
-        with suppress(FileNotFoundError):  # another gc was faster
-            hidden[entry] = folder.rename(aside(folder))
+    hidden = {entry: taken for entry in entries if (taken := store.place.hide(entry)) is not None}
     kept = set(hidden)
     try:
         kept &= referenced(store)
     finally:
-        for entry in kept:
-            with suppress(OSError):  # it was computed again meanwhile
-                hidden[entry].rename(store.path(*entry))
-        for folder in hidden.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        for entry, taken in hidden.items():
+            if entry in kept:
+                taken.restore()
+            else:
+                taken.erase()
     return [entry for entry in hidden if entry not in kept]
-
-
-def size_on_disk(store: FeatureStore, entry: Entry) -> int:
-    """Bytes of all files of an entry, whole or damaged."""
-    return sum(path.stat().st_size for path in store.path(*entry).iterdir())
 
 
 def per_kind(sizes: Iterable[tuple[Entry, int]]) -> dict[Kind, int]:
@@ -95,9 +76,3 @@ def per_kind(sizes: Iterable[tuple[Entry, int]]) -> dict[Kind, int]:
     for (kind, _), size in sizes:
         total[kind] += size
     return {kind: total[kind] for kind in KINDS}
-
-
-def _age(store: FeatureStore, entry: Entry) -> float:
-    with suppress(FileNotFoundError):
-        return time.time() - (store.path(*entry) / COMMIT).stat().st_mtime
-    return 0.0

@@ -56,11 +56,11 @@ def prepare(folder: Path, crop: int, overrides: tuple[str, ...], methods: str | 
     timed = {} if methods is None else {"methods": _beside_erm(choose_names(methods, tuple(METHODS)))}
     settings.write_text(yaml.safe_dump({**DEFAULTS, **timed, "study": str(study_path)}))
     experiment = load_experiment(settings, folder, overrides)
-    study, store = load_study(experiment.study, folder), FeatureStore(folder / "store")
+    study, store = load_study(experiment.study, folder), FeatureStore.of(experiment.features, folder)
     require_trainable(experiment.model_copy(update={"methods": (Component.of("erm"),)}), study)
     component, dtype = experiment.features.extractor, experiment.features.dtype
     index = StudyIndex.of(study, build_extractor(component), dtype, store)
-    worker = Worker(Recipe(store.folder, study, component, dtype, git_commit()))
+    worker = Worker(Recipe(store, study, component, dtype, git_commit()))
     for case in study.cases:
         keys = index.keys[case.id]
         if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))).problem:

@@ -33,6 +33,7 @@ CODE = (
     "platform/evaluation/inference.py",
     "platform/evaluation/metrics.py",
 )
+ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
 
 def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
@@ -138,7 +139,7 @@ class Workbench:
         methods = require_trainable(experiment, study)
         needed = any(method.needs_features for method in methods)
         extractor = build_extractor(experiment.features.extractor) if needed else None
-        store = FeatureStore(root / "store")
+        store = FeatureStore.of(experiment.features, root)
         source, choice = experiment.features.source, None
         if source == "auto" and extractor is not None and any(map(leaves_source_open, methods)):
             choice = Choice.read(choice_record(experiment, root, study, extractor, store))
@@ -213,7 +214,8 @@ class Workbench:
             "training": to_json(experiment.training),
             "selection": to_json(experiment.selection),
             "evaluation": to_json(experiment.evaluation),
-            "features": to_json(experiment.features) | {"source": source} if source else None,
+            "features": experiment.features.model_dump(mode="json", exclude=ELSEWHERE) | {"source": source}
+            if source else None,
             "extractor": self.extractor.fingerprint if source and self.extractor else None,
             "pretrained": method.pretrained(),
             "classes": self.study.classes,

@@ -49,7 +49,7 @@ def assignment(tiny: StudyFolder, tmp_path: Path) -> tuple[list[Work], Recipe, F
     """The work of a three-case study, and an empty store for it."""
     study, store = load_study(tiny.write(), tmp_path), FeatureStore(tmp_path / "store")
     works = missing_work(study, StudyIndex.of(study, Mind(), "float16"), store)
-    return works, Recipe(store.folder, study, MIND, "float16", "commit"), store
+    return works, Recipe(store, study, MIND, "float16", "commit"), store
 
 
 class Watched(Mind):

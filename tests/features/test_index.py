@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dropgen.errors import StoreError, VolumeError
 from dropgen.features.extractors.mind import Mind
@@ -192,3 +194,20 @@ def test_the_index_of_a_study_lies_in_the_store(site: Site) -> None:
     saved = read_json(site.store.folder / "studies" / f"tiny.{Mind().fingerprint}.float16.json")
     assert saved["keys"]["two"] == vars(index.keys["two"])
     assert saved["extractor"] == Mind().fingerprint
+
+
+@given(data=st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_of_an_index_lets_it_refer_to_other_entries(tmp_path: Path, data: st.DataObject) -> None:
+    store = FeatureStore(tmp_path)
+    index = StudyIndex("tiny", None, "float16", {"one": CaseKeys("00ff", "11ee")})
+    index.save(store)
+    path = tmp_path / "studies" / "tiny.json"
+    damaged = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(damaged) - 1))
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        assert StudyIndex.saved(store) == [index]
+    except StoreError as refusal:
+        assert "tiny.json is no index of a study" in str(refusal)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dropgen.errors import ResourceError, StoreError
 from dropgen.features.store import KINDS, FeatureStore
-from dropgen.features.store.entry import COMMIT
+from dropgen.features.store.entry import COMMIT, sealed, unsealed
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.manifest import digest
@@ -196,6 +196,21 @@ def test_values_that_float16_cannot_hold_are_refused_and_float32_takes_them(stor
     assert store.features("k").read([2], (slice(1, 2),) * 3).item() == -70000
 
 
+@pytest.mark.parametrize("value", [-1, 256])
+def test_a_label_that_a_byte_cannot_hold_is_refused(store: FeatureStore, value: int) -> None:
+    with pytest.raises(StoreError, match=r"case one: the volume holds values outside 0\.\.255"):
+        store.put_label("k", np.full((2, 3, 4), value), {"case": "one"})
+    assert not leftovers(store)
+
+
+def test_an_entry_of_a_later_format_names_the_version_that_wrote_it(store: FeatureStore) -> None:
+    store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one", "version": "9.8"})
+    path = store.path("labels", "k") / COMMIT
+    path.write_bytes(sealed(unsealed(path.read_bytes()) | {"format": 2}))
+    with pytest.raises(StoreError, match=r"labels/k was written by dropgen 9\.8 in format 2 and .* reads format 1"):
+        store.label("k")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(store: FeatureStore, value: float) -> None:
     features = np.ones((4, 3, 3, 3), np.float32)
@@ -209,8 +224,8 @@ def test_provenance_and_size_are_on_record(store: FeatureStore) -> None:
     filled(store)
     assert store.provenance("labels", "k") == {"case": "one"}
     folder = store.path("labels", "k")
-    assert store.size("labels", "k") == sum(path.stat().st_size for path in folder.iterdir() if path.name != COMMIT)
-    assert list(store.entries("labels")) == ["k"]
+    assert store.sizes()["labels", "k"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert store.entries("labels") == ["k"]
 
 
 def test_a_store_travels_to_other_processes(store: FeatureStore) -> None:

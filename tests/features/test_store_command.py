@@ -17,10 +17,10 @@ from dropgen.errors import ConfigError, StoreError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.index import StudyIndex
-from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store import KINDS, Entry, FeatureStore
 from dropgen.features.store.command import command
 from dropgen.features.store.entry import COMMIT
-from dropgen.features.store.upkeep import FRESH_SECONDS, Entry, delete, everything, find_garbage
+from dropgen.features.store.upkeep import FRESH_SECONDS, delete, find_garbage
 from dropgen.features.studies.prepare import prepare
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_volume
@@ -60,7 +60,7 @@ def fill(study: Study, store: FeatureStore, extractor: Extractor | None = None) 
 def age(store: FeatureStore) -> None:
     """Lets every entry be older than gc spares."""
     then = time.time() - FRESH_SECONDS - 60
-    for kind, key in everything(store):
+    for kind, key in store.everything():
         os.utime(store.path(kind, key) / COMMIT, (then, then))
 
 
@@ -73,7 +73,8 @@ def test_status_counts_and_computes_nothing(study: Study, store: FeatureStore, t
     index = fill(study, store)
     document = store_action(tmp_path, "status", experiment=True)
     assert document["done"] == dict.fromkeys(KINDS, 3)
-    assert document["bytes"]["labels"] == sum(store.size("labels", keys.label) for keys in index.keys.values())
+    sizes = store.sizes()
+    assert document["bytes"]["labels"] == sum(sizes["labels", keys.label or ""] for keys in index.keys.values()) > 0
 
 
 def test_verify_names_every_damaged_entry_and_prints_its_document(
@@ -130,14 +131,14 @@ def test_gc_lists_and_only_with_yes_deletes_what_no_index_refers_to(
     superseded = fill(replace(study, spacing=(2.0, 2.0, 2.0)), store)
     fill(study, store)
     age(store)
-    before = set(everything(store))
+    before = set(store.everything())
     listed = store_action(tmp_path, "gc")
     assert listed["entries"] == dict.fromkeys(KINDS, 3)
     assert not listed["deleted"]
-    assert set(everything(store)) == before
+    assert set(store.everything()) == before
     deleted = store_action(tmp_path, "gc", yes=True)
     assert deleted | {"deleted": False} == listed
-    assert before - set(everything(store)) == set(superseded.entries())
+    assert before - set(store.everything()) == set(superseded.entries())
     assert store_action(tmp_path, "verify")["entries"] == 12
     assert not list(store.folder.glob("*/.*"))
 
@@ -178,7 +179,7 @@ def test_what_a_run_claims_between_the_list_and_the_deletion_stays(study: Study,
     assert len(garbage) == 9
     index_file.write_bytes(record)  # a run saves its index now, and then finds all entries there
     assert delete(store, garbage) == []
-    assert set(everything(store)) == set(garbage)
+    assert set(store.everything()) == set(garbage)
     for entry in garbage:
         store.verify(*entry)
 
@@ -207,7 +208,7 @@ def test_gc_refuses_a_damaged_index_and_deletes_nothing(study: Study, store: Fea
     with pytest.raises(StoreError, match=rf"{path.name} is no index of a study.*precompute"):
         store_action(tmp_path, "gc", yes=True)
     with pytest.raises(StoreError, match="is no index"):
-        delete(store, everything(store))
+        delete(store, store.everything())
     assert store_action(tmp_path, "verify")["entries"] == 9
 
 

@@ -34,15 +34,14 @@ from dropgen.config import Component
 from dropgen.features.extractors import build, extract
 from dropgen.features.index import StudyIndex
 from dropgen.features.precompute import missing_work
-from dropgen.features.store import FeatureStore, Kind
+from dropgen.features.store import Entry, FeatureStore
 from dropgen.features.store.entry import COMMIT
-from dropgen.features.store.upkeep import delete, everything, find_garbage
+from dropgen.features.store.upkeep import delete, find_garbage
 from dropgen.features.studies.prepare import prepare, prepare_label
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask, write_volume
 from dropgen.features.worker import Recipe, Work, Worker
 
-Entry = tuple[Kind, str]
 WEIGHTS = ({"dilations": (1,)}, {"dilations": (2,)})  # other weights are another fingerprint, as another dilation is
 # What Python reports before it touches the disk; writing into an open file is not among it, flushing needs an open.
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
@@ -132,10 +131,10 @@ class StoreLife(RuleBasedStateMachine):
     @rule(data=st.data(), death=DEATHS)
     def crash_a_writer(self, data: st.DataObject, death: Death) -> None:
         work = data.draw(st.sampled_from(self.works()))
-        before = set(everything(self.store))
+        before = set(self.store.everything())
         outcome = self.watch(self.writer(work, death))
         assert outcome in ENDS
-        new = set(everything(self.store)) - before
+        new = set(self.store.everything()) - before
         assert new <= set(work.keys.entries())
         assert outcome or {(kind, key) for kind, key in work.keys.entries() if kind in work.kinds} == new
 
@@ -157,13 +156,13 @@ class StoreLife(RuleBasedStateMachine):
     def collect_garbage(self, death: Death | None) -> None:
         index = self.index()
         index.save(self.store)
-        for entry in everything(self.store):
+        for entry in self.store.everything():
             os.utime(self.store.path(*entry) / COMMIT, (0, self.store.path(*entry).stat().st_mtime - 7200))
         garbage = find_garbage(self.store).sizes
         child = fork(lambda: delete(self.store, garbage), self.store, death)
         outcome = ended(child)
         assert outcome in (ENDS if death else (0,))
-        left = set(everything(self.store))
+        left = set(self.store.everything())
         assert not left & set(garbage) or outcome
         for entry in set(self.finished) - left:
             assert entry in garbage
@@ -172,14 +171,14 @@ class StoreLife(RuleBasedStateMachine):
 
     @invariant()
     def a_reader_sees_only_whole_entries(self) -> None:
-        for kind, key in everything(self.store):
+        for kind, key in self.store.everything():
             self.store.verify(kind, key)
             # Through Zarr: what this process has mapped must not hide what is on disk.
             assert np.array_equal(zarr.open_array(self.store.path(kind, key), mode="r")[...], self.expected[kind, key])
 
     @invariant()
     def finished_entries_are_never_computed_again(self) -> None:
-        now = {entry: self.stamp(entry) for entry in everything(self.store)}
+        now = {entry: self.stamp(entry) for entry in self.store.everything()}
         assert self.finished.items() <= now.items()
         self.finished = now
 
@@ -198,7 +197,7 @@ class StoreLife(RuleBasedStateMachine):
     def writer(self, work: Work, death: Death | None = None) -> int:
         """Forks a worker on a case, and notes what its entries must hold."""
         self.note(work)
-        recipe = Recipe(self.store.folder, self.study, self.component(), "float16", "commit")
+        recipe = Recipe(self.store, self.study, self.component(), "float16", "commit")
 
         def run() -> None:
             assert Worker(recipe).run(work).problem is None

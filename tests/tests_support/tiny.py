@@ -41,7 +41,7 @@ def tiny_experiment(root: Path, **changes: Any) -> Experiment:
 
 def fill_store(experiment: Experiment, root: Path) -> None:
     """Puts every case of the experiment's study into the store, without Ray."""
-    study, store = load_study(experiment.study, root), FeatureStore(root / "store")
+    study, store = load_study(experiment.study, root), FeatureStore.of(experiment.features, root)
     extractor = build(experiment.features.extractor)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     for case in study.cases:

@@ -1,0 +1,33 @@
+"""Volumes and labels as read-only memory maps, and what this process keeps mapped."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from dropgen.features.store.arrays import OPEN_MAPS, map_chunk, open_array
+from dropgen.features.store.features import StoredFeatures
+from dropgen.features.studies.prepare import Grid, Prepared
+
+
+@functools.lru_cache(maxsize=OPEN_MAPS // 4)
+def map_volume(folder: str) -> Prepared:
+    """The prepared volume of an entry's folder; raises as `open_array`."""
+    shape, dtype, attributes = open_array(Path(folder))
+    unit = map_chunk(f"{folder}/c.0.0.0", shape, dtype)
+    return Prepared(unit, attributes["shift"], attributes["scale"], Grid.from_json(attributes["grid"]))
+
+
+@functools.lru_cache(maxsize=OPEN_MAPS // 4)
+def map_label(folder: str) -> np.ndarray:
+    """The label map `[X, Y, Z]` of an entry's folder; raises as `open_array`."""
+    shape, dtype, _ = open_array(Path(folder))
+    return map_chunk(f"{folder}/c.0.0.0", shape, dtype)
+
+
+def close_maps() -> None:
+    """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
+    for kept in (map_volume, map_label, StoredFeatures.open, map_chunk):
+        kept.cache_clear()
