@@ -197,18 +197,24 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "bench": Verb(
-        "measure crop reading against other stores, or the training step of DropGen against ERM",
+        "measure crop reading against other stores, precomputing, or the training step of DropGen against ERM",
         "dropgen.platform.bench.command:command",
         (
-            "bench store", "bench store --shape 128,128,128 --crops 64", "bench step",
+            "bench store", "bench store --shape 128,128,128 --crops 64", "bench precompute --workers 1,2", "bench step",
             "bench step --crops 32 --network.base=8 --network.downs=3",
             "bench step --methods all --crops 32 --network.base=8 --network.downs=3",
         ),
         (
-            option("action", choices=("store", "step"), help="store: time crop reading; step: time a training step"),
-            option("--shape", help="store: voxels of the volume (default 240,240,155)"),
+            option(
+                "action",
+                choices=("store", "precompute", "step"),
+                help="store: time crop reading; precompute: time computing features with one and with several volumes "
+                "in flight; step: time a training step",
+            ),
+            option("--shape", help="voxels of a volume (default: store 240,240,155, precompute 128,128,128)"),
             option("--channels", type=int, help="store: feature channels (default 16)"),
             option("--crops", help="voxels per edge of the crops (default 64,128; step takes one, default 64)"),
+            option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
             option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
             option("--repeats", type=int, help="rounds, at least 5 (default 5)"),
         ),

@@ -70,7 +70,9 @@ class Features(Frozen):
     """Where a method's features come from."""
 
     extractor: Component = Component.of("mind")
-    source: Literal["stored", "online"] = "stored"
+    source: Literal["stored", "online", "auto"] = Field(
+        "stored", description="auto: times training steps with either once and keeps to the faster"
+    )
     dtype: Literal["int8", "float16", "float32"] = "float16"
 
 

@@ -78,6 +78,10 @@ class ServiceError(DropGenError):
     """A running segmentation service refused a request or cannot be reached."""
 
 
+class ExternalError(DropGenError):
+    """Another program that was called to train or predict failed."""
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the closest known word, or the list of known words."""
     names = sorted(known)

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dropgen import __version__
+from dropgen.errors import ResourceError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "ray", "monai", "zarr", "optuna", "mlflow", "numpy", "nibabel")
@@ -124,21 +125,31 @@ class Manifest:
 
     @contextmanager
     def running(self) -> Iterator[Manifest]:
-        """Writes the manifest at the start and, with the exit cause, at the end."""
+        """Writes the manifest at the start and, with the exit cause, at the end.
+
+        Raises:
+            ResourceError: It cannot be written.
+        """
         self._write()
         try:
             yield self
         except BaseException as error:
             self._record["exit"] = f"{type(error).__name__}: {error}"
+            with suppress(ResourceError):  # the error that is on its way says more
+                self._write()
             raise
-        else:
-            self._record["exit"] = "finished"
-        finally:
-            self._write()
+        self._record["exit"] = "finished"
+        self._write()
 
     def _write(self) -> None:
         self._record |= {"seconds": round(time.time() - self._started, 2), "peak_rss_mb": peak_rss_mb()}
-        write_json(self._path, self._record)
+        try:
+            write_json(self._path, self._record)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {self._path}: {error.strerror}; free disk space there or choose a writable folder with "
+                "--root"
+            ) from error
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

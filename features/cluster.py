@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dropgen.errors import ResourceError
-from dropgen.manifest import REPOSITORY
+from dropgen.manifest import REPOSITORY, file_digest
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the process that it starts
 GRACE_SECONDS = 5
@@ -51,6 +53,40 @@ def connect(address: str | None = None, cpus: int = 1) -> Iterator[None]:
         yield
     finally:
         _leave(others)
+
+
+def require_shared(files: Sequence[Path]) -> None:
+    """Refuses a cluster of which a node does not see these files as this process does.
+
+    Raises:
+        ResourceError: Names the node and the file.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here]
+    wanted = [(file, file_digest(file)) for file in files]
+    look: Any = ray.remote(num_cpus=0)(_unseen)
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted)
+        for node in others
+    ]
+    for node, unseen in zip(others, ray.get(answers), strict=True):
+        if unseen is not None:
+            raise ResourceError(
+                f"node {node['NodeManagerHostname']} of the Ray cluster does not see {unseen} as this machine does: "
+                "put the study and --root into folders that all nodes share"
+            )
+
+
+def _unseen(wanted: Sequence[tuple[Path, str]]) -> Path | None:
+    """The first file that is not here, or is another here."""
+    for file, digest in wanted:
+        try:
+            if file_digest(file) == digest:
+                continue
+        except OSError:
+            pass
+        return file
+    return None
 
 
 def _leave(others: set[psutil.Process]) -> None:

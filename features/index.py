@@ -120,13 +120,15 @@ class StudyIndex:
                 bytes_of[kind] += store.size(kind, key)
         return {kind: bytes_of[kind] for kind in KINDS}
 
-    def save(self, store: FeatureStore) -> None:
-        """Writes the index to `<store>/studies/`, one file for each study, extractor and type.
+    def save(self, store: FeatureStore) -> Path:
+        """Writes the index to `<store>/studies/`, one file for each study, extractor and type; returns its path.
 
         What no saved index refers to is garbage, so it is saved before the first entry is looked for.
         """
         parts = (self.study,) if self.extractor is None else (self.study, self.extractor, self.dtype)
-        write_json(store.folder / STUDIES / f"{'.'.join(parts)}.json", asdict(self))
+        path = store.folder / STUDIES / f"{'.'.join(parts)}.json"
+        write_json(path, asdict(self))
+        return path
 
     @classmethod
     def saved(cls, store: FeatureStore) -> list[StudyIndex]:

@@ -12,32 +12,26 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import math
-import shutil
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import psutil
-import ray
-from ray.exceptions import RayActorError, RayTaskError
 from rich.filesize import decimal as size_text
 
-from dropgen.config import Experiment, load_experiment
+from dropgen.config import Experiment, load_experiment, to_json
 from dropgen.console import progress, say, warn
-from dropgen.errors import ResourceError, StudyError, VolumeError
-from dropgen.features.cluster import connect
-from dropgen.features.extractors import Extractor, build
-from dropgen.features.extractors.tiles import peak_bytes
+from dropgen.errors import ResourceError, StudyError
+from dropgen.features.cluster import connect, require_shared
+from dropgen.features.crew import IN_FLIGHT, Effort, efforts, extractor_busy, run_crew
+from dropgen.features.demand import Demand, demand_of, free_bytes
+from dropgen.features.extractors import build
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import KINDS, FeatureStore, Kind
-from dropgen.features.studies.prepare import Grid
 from dropgen.features.studies.study import Study, load_study
-from dropgen.features.studies.volume import read_grid
-from dropgen.features.worker import Recipe, Work, Worker
-from dropgen.manifest import git_commit
+from dropgen.features.worker import Outcome, Recipe, Work
+from dropgen.manifest import Manifest, digest, git_commit
 
 
 def precompute(
@@ -50,61 +44,83 @@ def precompute(
 ) -> dict[str, Any]:
     """Computes what the store lacks of a study; killed at any moment, the next call goes on from there.
 
-    As many volumes are in memory as there are workers, whatever the study's size.
+    Reading, preparing and writing go on beside the extractor, in threads of its process. Each worker has a few volumes
+    in hand, as many whatever the study's size; how many and how much memory that is, is said before the start.
 
     Args:
         experiment: Names extractor and stored type.
         study: Its cases.
-        root: Output root; the store is `<root>/store`.
+        root: Output root; the store is `<root>/store`. On a cluster a folder that all nodes share.
         workers: Processes, each with one CPU.
         address: A running Ray cluster; by default as `cluster.connect`.
-        features: Whether features are wanted; by default where the experiment reads them from the store.
+        features: Whether features are wanted; by default where the experiment may read them from the store.
 
     Returns:
-        The document of the verb: counts per kind, bytes of the study's entries, seconds, volumes per second.
+        The document of the verb: counts per kind, bytes of the study's entries, seconds, volumes per second, and what
+        share of the wall time the extractor was at work.
 
     Raises:
         StudyError: Cases are broken; all others are done.
         ResourceError: Disk, folder or cluster do not suffice.
+        WeightsError: The extractor's weights are missing, here or on a node.
     """
     started = time.perf_counter()
     store = FeatureStore(root / "store")
-    component = experiment.features.extractor if _wants_features(experiment, features) else None
+    wanted = experiment.features.source != "online" if features is None else features
+    component = experiment.features.extractor if wanted else None
     extractor = None if component is None else build(component)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     store.sweep()
+    in_flight = IN_FLIGHT
     if planned := missing_work(study, index, store):
         workers = max(1, min(workers, len(planned)))
-        _plan(planned, study, extractor, experiment.features.dtype, store, workers)
-    _save_index(index, store)
+        demand = demand_of(planned, study, extractor, experiment.features.dtype)
+        in_flight = _plan(demand, study, store, workers)
+    saved = _save_index(index, store)
     # Looked for only now: `dropgen store gc` may have taken what no index referred to until here.
     reused, _ = index.count(store)
     works = missing_work(study, index, store)
     problems: list[str] = []
+    spent: list[Effort] = []
     seconds = 0.0
     if works:
         recipe = Recipe(store.folder, study, component, experiment.features.dtype, git_commit())
-        with connect(address, cpus=workers):
-            extraction_started = time.perf_counter()
-            problems = _run(works, recipe, workers)
-            seconds = time.perf_counter() - extraction_started
+        try:
+            with connect(address, cpus=workers):
+                require_shared((saved, works[0].case.image))
+                crew_started = time.perf_counter()
+                outcomes, problems = _run(works, recipe, workers, in_flight)
+                seconds = time.perf_counter() - crew_started
+                spent = efforts(outcomes)
+        finally:
+            store.sweep()  # what workers had begun that were stopped together with this process
     done, missing = index.count(store)
     if problems:
         raise StudyError(
             f"study {study.name}: {len(problems)} of {len(study.cases)} cases could not be stored, the others are:",
             sorted(problems),
         )
-    computed = {kind: done[kind] - reused[kind] for kind in KINDS}
+    if any(missing.values()):
+        raise ResourceError(
+            f"{sum(missing.values())} entries that workers wrote are not to be found in {store.folder}; on a cluster "
+            "--root must be one folder that all nodes share"
+        )
     say(f"store {store.folder}: all {len(study.cases)} cases of {study.name}, {len(works)} of them computed now")
+    busy = extractor_busy(spent)
+    if busy is not None:
+        say(f"extractor busy {100 * busy:.0f}% of wall time")
     return {
         "store": str(store.folder),
         "study": index.study,
-        "computed": computed,
+        "computed": {kind: done[kind] - reused[kind] for kind in KINDS},
         "reused": reused,
         "missing": missing,
         "bytes": sum(index.sizes(store).values()),
         "seconds": round(time.perf_counter() - started, 3),
         "volumes_per_second": round(len(works) / seconds, 3) if seconds else None,
+        "in_flight": in_flight,
+        "extractor_busy": None if busy is None else round(busy, 4),
+        "workers": [_told(effort) for effort in spent],
     }
 
 
@@ -112,11 +128,13 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """The verb `precompute`."""
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
     study = load_study(experiment.study, arguments.root)
-    return precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
-
-
-def _wants_features(experiment: Experiment, features: bool | None) -> bool:
-    return experiment.features.source == "stored" if features is None else features
+    config = to_json(experiment)
+    manifest = Manifest(arguments.root / experiment.name / "precompute.manifest.json", "precompute", config)
+    with manifest.running():
+        document = precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
+        seconds, store = document["seconds"], Path(document["store"])
+        manifest.finish_stage("precompute", digest(config), seconds, [store], document)
+    return document
 
 
 def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:
@@ -132,89 +150,53 @@ def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[W
     return works
 
 
-def _plan(
-    works: Sequence[Work], study: Study, extractor: Extractor | None, dtype: str, store: FeatureStore, workers: int
-) -> None:
-    """Says what the run will need, and refuses a disk that cannot hold it."""
-    channels = 0 if extractor is None else extractor.channels
-    voxel_bytes = {"volumes": 4, "labels": 1, "features": channels * np.dtype(dtype).itemsize}
-    disk = memory = 0
-    for work in works:
-        try:
-            native = read_grid(work.case.image)
-            shape = Grid.of(native, study.preparation).shape
-        except VolumeError:
-            continue  # its worker will say what is wrong with it, once the others are done
-        voxels = math.prod(shape)
-        disk += voxels * sum(voxel_bytes[kind] for kind in work.kinds)
-        # float32, four at a time: as read, oriented, resampled, scaled
-        extraction = 0 if extractor is None else peak_bytes(extractor, shape)
-        memory = max(memory, 4 * 4 * max(voxels, native.array.size) + extraction)
-    free = shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
-    available = psutil.virtual_memory().available
+def _plan(demand: Demand, study: Study, store: FeatureStore, workers: int) -> int:
+    """Says what the run will need; returns how many volumes each worker may have in hand.
+
+    Raises:
+        ResourceError: The disk cannot hold it.
+    """
+    free, available = free_bytes(store), psutil.virtual_memory().available
+    most = min(IN_FLIGHT, -(-demand.volumes // workers))
+    in_flight = next((count for count in range(most, 1, -1) if workers * demand.memory(count) <= available), 1)
+    memory = workers * demand.memory(in_flight)
     say(
-        f"{len(works)} volumes to compute with {workers} workers; "
-        f"disk {size_text(disk)} of {size_text(free)} free, "
-        f"memory up to {size_text(memory)} for each volume in flight ({workers} at once) "
-        f"of {size_text(available)} available"
+        f"{demand.volumes} volumes to compute with {workers} workers, each with {in_flight} in flight; "
+        f"disk {size_text(demand.disk)} of {size_text(free)} free, "
+        f"memory up to {size_text(memory)} of {size_text(available)} available"
     )
-    if disk > free:
+    if demand.disk > free:
         raise ResourceError(
-            f"the missing entries of {study.name} need {size_text(disk)} and {store.folder} has "
+            f"the missing entries of {study.name} need {size_text(demand.disk)} and {store.folder} has "
             f"{size_text(free)} free; free disk space there or choose another folder with --root"
         )
-    if memory * workers > available:
+    if memory > available:
         warn("the volumes in flight may not fit in memory; if a worker is killed, run again with fewer --workers")
+    return in_flight
 
 
-def _run(works: Sequence[Work], recipe: Recipe, workers: int) -> list[str]:
-    """Runs all work on Ray actors, one case per actor at a time; returns what was wrong with broken cases.
-
-    An actor holds no queue of its own, so the case it died of is known.
-    """
-    remote: Any = ray.remote(num_cpus=1)(Worker)
-    queue = deque(works)
-    attempts: Counter[str] = Counter()
-    problems: list[str] = []
-    crashes: list[RuntimeError] = []
-    idle = [remote.remote(recipe) for _ in range(workers)]
-    busy: dict[Any, tuple[Any, Work]] = {}
+def _run(works: Sequence[Work], recipe: Recipe, workers: int, in_flight: int) -> tuple[list[Outcome], list[str]]:
+    """`run_crew` behind a progress bar."""
+    broken = 0
     with progress("volumes") as bars:
         task = bars.add_task(recipe.study.name, total=len(works), note="")
-        while queue or busy:
-            while queue and idle:
-                actor, work = idle.pop(), queue.popleft()
-                busy[actor.run.remote(work)] = (actor, work)
-            (finished,), _ = ray.wait(list(busy), num_returns=1)
-            actor, work = busy.pop(finished)
-            try:
-                problem = ray.get(finished)
-            except RayActorError as error:
-                actor = remote.remote(recipe)
-                attempts[work.case.id] += 1
-                if attempts[work.case.id] < 2:
-                    queue.append(work)
-                    idle.append(actor)
-                    continue
-                cause = str(error).strip().splitlines()[0]
-                problem = f"case {work.case.id}: its worker died twice, likely out of memory ({cause}); try --workers 1"
-            except RayTaskError as error:
-                if isinstance(error.cause, ResourceError):
-                    raise ResourceError(str(error.cause)) from None
-                problem = None
-                crashes.append(RuntimeError(f"case {work.case.id}: {type(error.cause).__name__}: {error.cause}"))
-            idle.append(actor)
-            if problem:
-                problems.append(problem)
-            bars.update(task, advance=1, note=f"{len(problems)} broken" if problems else "")
-    if crashes:
-        raise crashes[0]
-    return problems
+
+        def show(problem: str | None) -> None:
+            nonlocal broken
+            broken += problem is not None
+            bars.update(task, advance=1, note=f"{broken} broken" if broken else "")
+
+        return run_crew(works, recipe, workers, in_flight, show)
 
 
-def _save_index(index: StudyIndex, store: FeatureStore) -> None:
+def _told(effort: Effort) -> dict[str, Any]:
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(effort).items()}
+    return rounded | {"busy": round(effort.busy, 4)}
+
+
+def _save_index(index: StudyIndex, store: FeatureStore) -> Path:
     try:
-        index.save(store)
+        return index.save(store)
     except OSError as error:
         raise ResourceError(
             f"cannot write the index of {index.study} under {store.folder}: {error.strerror}; free disk space there "

@@ -1,10 +1,11 @@
-"""What a precompute worker does to one case: prepare image and label, extract features, store what is missing."""
+"""What a precompute worker does to a case: prepare image and label, extract features, store what is missing."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,33 +45,64 @@ class Recipe:
     commit: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker fared with one case.
+
+    Attributes:
+        problem: What is wrong with the case; None when all is written.
+        worker: The host and the process.
+        began: Seconds on that host's clock.
+        ended: The same.
+        extracting: How many of the seconds between went by inside the extractor.
+    """
+
+    problem: str | None
+    worker: str
+    began: float
+    ended: float
+    extracting: float
+
+
 class Worker:
-    """One process that prepares volumes and extracts features, one case at a time."""
+    """One process with one extractor, whose threads each take a case from its files into the store.
+
+    While one case is in the extractor the others are read, prepared or written. A lock before the extractor is all
+    the queue there is, so no more volumes are in memory than there are threads.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # a core per worker: two volumes on two cores finish sooner than one on both
         self._recipe = recipe
         self._store = FeatureStore(recipe.store)
-        self._extractor = None if recipe.extractor is None else build(recipe.extractor)
+        self._extracting = threading.Lock()
+        self._refusal: DropGenError | None = None
+        self._extractor = None
+        try:
+            self._extractor = None if recipe.extractor is None else build(recipe.extractor)
+        except DropGenError as error:  # Ray would tell of it as of a dead process
+            self._refusal = error
 
-    def run(self, work: Work) -> str | None:
+    def run(self, work: Work) -> Outcome:
         """Writes a case's missing entries.
-
-        Returns:
-            What is wrong with the case; None when all is written.
 
         Raises:
             ResourceError: The store cannot be written to, so that no other case will fare better.
+            WeightsError: This machine lacks the extractor's weights.
         """
+        if self._refusal is not None:
+            raise self._refusal
+        problem, extracting, began = None, 0.0, time.monotonic()
         try:
-            self._write(work)
+            extracting = self._write(work)
         except ResourceError:
             raise
         except DropGenError as error:
-            return f"case {work.case.id}: {str(error).removeprefix(f'case {work.case.id}: ')}"
-        return None
+            problem = f"case {work.case.id}: {str(error).removeprefix(f'case {work.case.id}: ')}"
+        return Outcome(problem, f"{socket.gethostname()}:{os.getpid()}", began, time.monotonic(), extracting)
 
-    def _write(self, work: Work) -> None:
+    def _write(self, work: Work) -> float:
+        """Returns the seconds that the case was in the extractor."""
         case, keys, origin = work.case, work.keys, self._provenance(work.case)
         prepared = self._prepared(work)
         label = None
@@ -83,13 +115,18 @@ class Worker:
             self._store.put_volume(keys.volume, prepared, origin | {"source": str(case.image)})
         if label is not None and keys.label is not None:
             self._store.put_label(keys.label, label, origin | {"source": str(case.label), "volume": keys.volume})
-        if "features" in work.kinds and keys.features is not None and self._extractor is not None:
-            # A copy, because PyTorch warns about memory it must not write to.
-            features, stats = extract(self._extractor, np.array(prepared.unit))
-            made_by = {"volume": keys.volume, "extractor": fingerprint, "dtype": self._recipe.dtype}
-            self._store.put_features(
-                keys.features, features, stats, origin | {"source": str(case.image)} | made_by, self._recipe.dtype
-            )
+        if "features" not in work.kinds or keys.features is None or self._extractor is None:
+            return 0.0
+        unit = np.array(prepared.unit)  # a copy, because PyTorch warns about memory it must not write to
+        with self._extracting:
+            began = time.monotonic()
+            features, stats = extract(self._extractor, unit)
+            seconds = time.monotonic() - began
+        made_by = {"volume": keys.volume, "extractor": fingerprint, "dtype": self._recipe.dtype}
+        self._store.put_features(
+            keys.features, features, stats, origin | {"source": str(case.image)} | made_by, self._recipe.dtype
+        )
+        return seconds
 
     def _prepared(self, work: Work) -> Prepared:
         if "volumes" not in work.kinds and self._store.has("volumes", work.keys.volume):

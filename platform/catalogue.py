@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
-from dropgen.features.extractors import EXTRACTORS
+from dropgen.features.extractors import EXTRACTORS, options
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation
+from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import ALIASES, METHODS, Method
 
 ALL = "all"
@@ -49,8 +47,8 @@ def catalogue() -> tuple[Entry, ...]:
     entries = [
         *map(_of_method, METHODS.values()),
         *map(_of_adaptation, ADAPTATIONS.values()),
-        *(_of_extractor(name, EXTRACTORS[name]) for name in EXTRACTORS),
-        *(_of_external(name, module) for name, module in externals().items()),
+        *map(_of_extractor, EXTRACTORS),
+        *map(_of_external, EXTERNALS),
     ]
     return tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind)))
 
@@ -68,13 +66,6 @@ def choose_names(text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in names)
 
 
-def externals() -> dict[str, ModuleType]:
-    """Baselines that another program trains: the modules of `external/` that can say whether they are `available`."""
-    files = sorted(Path(__file__).with_name("external").glob("*.py"))
-    modules = {file.stem: importlib.import_module(f"dropgen.platform.external.{file.stem}") for file in files}
-    return {name: module for name, module in modules.items() if hasattr(module, "available")}
-
-
 def _of_method(method: type[Method]) -> Entry:
     return Entry(
         method.name, method.kind, method.acts_on, method.options(), method.search_space, method.needs_features,
@@ -83,19 +74,18 @@ def _of_method(method: type[Method]) -> Entry:
 
 
 def _of_adaptation(adaptation: type[Adaptation]) -> Entry:
-    options = {field.name: field.default for field in dataclasses.fields(adaptation)}
+    defaults = {field.name: field.default for field in dataclasses.fields(adaptation)}
     return Entry(
-        adaptation.name, adaptation.kind, adaptation.acts_on, options, adaptation.search_space,
+        adaptation.name, adaptation.kind, adaptation.acts_on, defaults, adaptation.search_space,
         adaptation.needs_stable, adaptation.source,
     )  # fmt: skip
 
 
-def _of_extractor(name: str, extractor: Any) -> Entry:
-    parameters = inspect.signature(extractor).parameters.values()
-    options = {parameter.name: parameter.default for parameter in parameters if parameter.name != "device"}
-    return Entry(name, "extractor", "features", options, {}, False, extractor.source)
+def _of_extractor(name: str) -> Entry:
+    return Entry(name, "extractor", "features", options(name), {}, False, EXTRACTORS[name].source)
 
 
-def _of_external(name: str, module: ModuleType) -> Entry:
-    source = (module.__doc__ or "").partition("\n")[0]
-    return Entry(name, "external", "everything", {}, {}, False, source)
+def _of_external(name: str) -> Entry:
+    source = (EXTERNALS[name].__doc__ or "").partition("\n")[0]
+    defaults = dataclasses.asdict(EXTERNALS[name].build(Component.of(name)))
+    return Entry(name, "external", "everything", defaults, {}, False, source)

@@ -112,11 +112,19 @@ def evaluate_trial(
         if case.label is not None:
             scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
         predicted()
-    _write_cases(output / "cases.csv", scores, bench.study.classes)
-    summary = summarise(scores, bench.study) | adaptation | {
+    facts = adaptation | {
         "label": trial.label if adapt is None else f"{trial.label} + {adapt.label}",
         "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
+    return write_scores(output, scores, bench.study, facts)
+
+
+def write_scores(
+    output: Path, scores: Sequence[tuple[Case, np.ndarray]], study: Study, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes `cases.csv` and, last, `summary.json` of scored cases; returns the summary, which holds `facts` too."""
+    _write_cases(output / "cases.csv", scores, study.classes)
+    summary = {**summarise(scores, study), **facts}
     write_json(output / "summary.json", summary)
     return summary
 
@@ -156,7 +164,9 @@ def result_table(summaries: Mapping[str, Mapping[str, Any]], train_domains: froz
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen evaluate`."""
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    from dropgen.platform.external import trained_here  # it stands on this module
+
+    experiment = trained_here(load_experiment(arguments.experiment, arguments.root, arguments.overrides))
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     adapt = Component.parse(arguments.adapt) if arguments.adapt else None
     if adapt is not None:

@@ -16,6 +16,7 @@ from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, closest
 from dropgen.manifest import Manifest
+from dropgen.platform.training.auto import settle
 from dropgen.platform.training.bench import Workbench, trials_of
 from dropgen.platform.training.distributed import train_distributed
 from dropgen.platform.training.loop import Progress
@@ -64,12 +65,17 @@ def choose_trials(experiment: Experiment, method: str | None, seed: int | None) 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen train EXPERIMENT`."""
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    from dropgen.platform.external import trained_here  # it stands on this module
+
+    experiment = trained_here(load_experiment(arguments.experiment, arguments.root, arguments.overrides))
     trials = choose_trials(experiment, arguments.method, arguments.seed)
+    settle(experiment, arguments.root)
     bench = Workbench.open(experiment, arguments.root)
     results = []
     record = Manifest(arguments.root / experiment.name / "train.manifest.json", "train", to_json(experiment))
     with record.running(), progress("steps") as bars:
+        if bench.choice is not None:
+            bench.choice.note(record)
         for trial in trials:
             bar = bars.add_task(trial.label, total=experiment.training.steps, note="")
 

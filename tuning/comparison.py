@@ -12,8 +12,9 @@ from dropgen.errors import ConfigError, WeightsError
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.studies.study import Study, load_study
 from dropgen.platform.adaptation import ADAPTATIONS
-from dropgen.platform.catalogue import choose_names, externals
+from dropgen.platform.catalogue import choose_names
 from dropgen.platform.evaluation.adapted import STABLE
+from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import ALIASES, METHODS
 from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.demo import demo_experiment
@@ -57,7 +58,7 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
     for adaptation in adaptations:
         stable = (Component.of(STABLE),) if adaptation.needs_stable else ()
         wanted += [model for model in (*adaptation.adapts, *stable) if not any(_covers(one, model) for one in wanted)]
-    wanted.sort(key=lambda one: [*METHODS, *externals()].index(one.name))
+    wanted.sort(key=lambda one: [*METHODS, *EXTERNALS].index(one.name))
     obstacles = {name: _obstacle(experiment, study, wanted, name) for name in dict.fromkeys(one.name for one in wanted)}
     unavailable = [_line(name, reason) for name, reason in obstacles.items() if reason is not None]
     able = []
@@ -79,7 +80,7 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen search [EXPERIMENT] --methods ...`: trains, tunes and tests them all and prints one table."""
-    names = choose_names(arguments.methods, (*METHODS, *ADAPTATIONS, *externals()))
+    names = choose_names(arguments.methods, (*METHODS, *ADAPTATIONS, *EXTERNALS))
     root = arguments.root
     if arguments.experiment is None:
         experiment = demo_experiment(root, arguments.overrides, DEMO)
@@ -122,9 +123,8 @@ def _covers(component: Component, model: Component) -> bool:
 
 def _obstacle(experiment: Experiment, study: Study, wanted: Sequence[Component], name: str) -> str | None:
     """Why a method cannot be trained in this experiment on this machine, or None."""
-    if name in externals():
-        reason: str | None = externals()[name].available()
-        return reason
+    if name in EXTERNALS:
+        return EXTERNALS[name].available()
     alone = experiment.model_copy(update={"methods": tuple(one for one in wanted if one.name == name)})
     methods = plan(alone).methods  # a value out of range is a mistake, not an obstacle
     try:

@@ -13,6 +13,7 @@ from dropgen.platform.train import Workbench
 
 LOGGED = "mlflow.json"
 SUMMARY = ("val_dice", "best_step", "converged", "seconds", "data_wait")
+TAGS = ("method", "p", "features", "commit")
 
 
 class Record:
@@ -48,7 +49,7 @@ class Record:
         self.tracker.log_curve(run, "loss", curve["loss"])
         self.tracker.log_curve(run, "val_dice", curve["validation"])
         self.tracker.log(run, {f"final_{name}": float(result[name]) for name in SUMMARY}, result["steps"])
-        self.tracker.tag(run, {"method": result["method"], "p": result["p"], "commit": result["commit"]})
+        self.tracker.tag(run, {name: result[name] for name in TAGS})
         for name in ("trial.json", "result.json"):
             self.tracker.attach(run, folder / name)
         self.tracker.finish(run)

@@ -17,24 +17,29 @@ from typing import Any
 
 import ray
 
-from dropgen.config import Experiment, load_experiment, to_json
+from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
+from dropgen.features.demand import demand_of, free_bytes
+from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
-from dropgen.features.precompute import precompute
+from dropgen.features.precompute import missing_work, precompute
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
-from dropgen.platform.training.bench import require_trainable
+from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
+from dropgen.platform.training.choice import Choice
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
+from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
@@ -101,7 +106,7 @@ def run(
     notes: Sequence[str] = (),
     by_rank: bool = False,
 ) -> dict[str, Any]:
-    """Study to registered model: check, precompute, search, evaluate, adapt, register, report.
+    """Study to registered model: check, precompute, search, evaluate, adapt, register, external baselines, report.
 
     Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
@@ -123,8 +128,10 @@ def run(
         DropGenError: The input's fault, named by the stage that found it.
     """
     folder = root / experiment.name
-    planned = plan(experiment)
     manifest = Manifest(folder / "manifest.json", "run", to_json(experiment))
+    whole, (experiment, baselines) = experiment, split(experiment)
+    require_available(baselines)
+    planned = plan(experiment)
     with manifest.running(), ExitStack() as session:
         stages = Stages(manifest)
 
@@ -137,6 +144,8 @@ def run(
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
         _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
+        if bench.choice is not None:
+            bench.choice.note(manifest)
         found = stages.do("search", _search_key(bench, planned), lambda: _search(experiment, root, join_ray))
         results = known_results(bench, planned)
         best = champion([result for _, result in results])
@@ -166,7 +175,9 @@ def run(
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
-        plain = table_rows([result for _, result in results], evaluations)
+        others = _externals(stages, bench, baselines)
+        evaluations |= {result["key"]: result["evaluation"] for result in others}
+        plain = table_rows([*(result for _, result in results), *others], evaluations)
         rows = [*plain, *adapted_rows(plain, adapted)]
         if by_rank:
             rows = ranked(rows)
@@ -191,8 +202,8 @@ def run(
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["absent"], summary["headline"], to_json(experiment), code_version("platform")]),
-            lambda: ([build_report(experiment, root)], None),
+            digest([rows, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
+            lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
         write_results(folder, summary)
@@ -223,9 +234,12 @@ def _precompute(
     stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
 ) -> None:
     features = experiment.features
-    needed = features.source == "stored" and any(build_method(method).needs_features for method in planned.methods)
+    methods = map(build_method, planned.methods)
+    needed = features.source != "online" and any(map(leaves_source_open, methods))
     extractor = build_extractor(features.extractor) if needed else None
     store = FeatureStore(root / "store")
+    if extractor is not None and features.source == "auto" and not _worth_storing(experiment, study, extractor, root):
+        extractor, needed = None, False
     index = StudyIndex.of(study, extractor, features.dtype, store)
     missing = index.missing(store)
 
@@ -233,10 +247,25 @@ def _precompute(
         if missing:
             join_ray()
             workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
-            precompute(experiment, study, root, workers, features=needed)
-        return [root / "store"], {"cases": len(index.keys)}
+            document = precompute(experiment, study, root, workers, features=needed)
+            effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
+        else:
+            effort = {}
+        return [root / "store"], {"cases": len(index.keys)} | effort
 
     stages.do("precompute", index.digest, work, due=bool(missing))
+
+
+def _worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path) -> bool:
+    """Whether an experiment that leaves the source open gets stored features, so that they can be timed at all.
+
+    It does where the disk can hold them and earlier trials were not begun without.
+    """
+    store, dtype = FeatureStore(root / "store"), experiment.features.dtype
+    if (choice := Choice.read(choice_record(experiment, root, study, extractor, store))) is not None:
+        return choice.source == "stored"
+    works = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store)
+    return demand_of(works, study, extractor, dtype).disk <= free_bytes(store)
 
 
 def _search_key(bench: Workbench, planned: Plan) -> str:
@@ -258,6 +287,21 @@ def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) ->
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
     result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "diverged", "unfinished")}
     return (outputs if not document["unfinished"] else None), result
+
+
+def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not baselines:
+        return []
+
+    def work() -> tuple[list[Path], Any]:
+        results = run_externals(bench, baselines)
+        return [Path(result["folder"]) / "result.json" for result in results], results
+
+    keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    results: list[dict[str, Any]] = stages.do(
+        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+    )
+    return results
 
 
 def _link(link: Path, target: Path) -> Path:

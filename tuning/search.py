@@ -27,8 +27,10 @@ from dropgen.features.cluster import connect
 from dropgen.features.precompute import precompute
 from dropgen.features.studies.study import load_study
 from dropgen.manifest import Manifest, read_json
+from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
 from dropgen.platform.train import Workbench
+from dropgen.platform.training.auto import settle
 from dropgen.platform.training.trial import DIVERGED, finished
 from dropgen.tuning.choice import PROPOSED, champion, choose
 from dropgen.tuning.record import Record
@@ -76,6 +78,8 @@ def search(
     path = root / experiment.name / "search.manifest.json"
     manifest = Manifest(path, "search", to_json(experiment))
     with exclusive(root / experiment.name / "search.lock"), manifest.running():
+        if bench.choice is not None:
+            bench.choice.note(manifest)
         record = Record(bench)
         failures = _train_all(bench, planned, record, address, deadline)
         results = known_results(bench, planned)
@@ -115,7 +119,9 @@ def search(
 
 def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
     """The workbench of an experiment whose methods may hold ranges that only a search understands."""
-    return Workbench.open(experiment.model_copy(update={"methods": planned.methods}), root)
+    experiment = experiment.model_copy(update={"methods": planned.methods})
+    settle(experiment, root)
+    return Workbench.open(experiment, root)
 
 
 def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
@@ -259,13 +265,14 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         experiment = experiment.model_copy(update={"methods": methods})
         precompute(experiment, load_study(experiment.study, root), root)
     else:
-        experiment = load_experiment(arguments.experiment, root, arguments.overrides)
+        experiment = trained_here(load_experiment(arguments.experiment, root, arguments.overrides))
     if arguments.seeds is not None:
         experiment = with_seeds(experiment, arguments.seeds)
     document = search(experiment, root, address=arguments.address, max_minutes=arguments.max_minutes)
     for trial in document["trials"]:
         mark = "" if trial["converged"] else ", not converged"
-        say(f"{trial['label']}: val Dice {100 * trial['val_dice']:.1f}{mark}")
+        say(f"{trial['label']}: val Dice {100 * trial['val_dice']:.1f}{mark}, "
+            f"waited {100 * trial['data_wait']:.1f}% for data")  # fmt: skip
     for trial in document["diverged"]:
         say(f"{trial['label']}: diverged at step {trial['step']}")
     say(f"best: {document['chosen']}, registered as {document['model_uri']} from {document['champion']['folder']}")

@@ -23,8 +23,8 @@ def table_rows(results: Sequence[dict[str, Any]], evaluations: Mapping[str, Mapp
 
     Returns:
         `method, p` (None unless the method is DropGen)`, seed, steps, converged, val_dice, selected, source_dice,
-        target_dice` (mean over subjects of each unseen domain)`, adaptation` (None) and where the trial and its
-        evaluation lie. `selected` marks the rows of the chosen DropGen hyperparameters, and no row of an experiment
+        target_dice` (mean over subjects of each unseen domain)`, data_wait, adaptation` (None) and where the trial and
+        its evaluation lie. `selected` marks the rows of the chosen DropGen hyperparameters, and no row of an experiment
         without DropGen.
     """
     chosen = {result["key"] for result in choose(results).results if result["method"] == PROPOSED}
@@ -42,6 +42,7 @@ def table_rows(results: Sequence[dict[str, Any]], evaluations: Mapping[str, Mapp
             "target_dice": dict(evaluations[result["key"]]["target_dice"]),
             "options": result["options"],
             "seconds": result["seconds"],
+            "data_wait": result["data_wait"],
             "commit": result["commit"],
             "trial": result["key"],
             "folder": result["folder"],

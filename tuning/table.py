@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dropgen.manifest import write_json
-from dropgen.platform.evaluation.results import ABSENT, Group, absent_name, group_rows, ranking
+from dropgen.platform.evaluation.results import ABSENT, Group, absent_name, group_rows, most_wait, ranking
 
 LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
 LOCAL = ("folder", "evaluation")  # paths of one machine
@@ -69,7 +69,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         *(f"| {line} |" for line in lines),
         "",
         *(line for note in summary["notes"] for line in (note, "")),
-        f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}. "
+        f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}, "
+        f"at most {100 * most_wait(rows):.1f}% of their time spent waiting for data. "
         f"Time: {sum(seconds.values()):.0f} s ({spent}). "
         f"Commit: {', '.join(sorted({row['commit'] for row in rows}))}.",
         "",

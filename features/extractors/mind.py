@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -38,6 +39,7 @@ class Mind:
     """
 
     name = "mind"
+    source: ClassVar[str] = "Heinrich et al., Towards Realtime Multimodal Fusion ... Self-Similarities, MICCAI 2013"
     multiple = 1
     min_size = 1
     source = (

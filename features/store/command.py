@@ -53,7 +53,7 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
 
 def _index(arguments: argparse.Namespace, store: FeatureStore) -> StudyIndex:
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
-    stored = experiment.features.source == "stored"
+    stored = experiment.features.source != "online"
     study = load_study(experiment.study, arguments.root)
     extractor = build(experiment.features.extractor) if stored else None
     return StudyIndex.of(study, extractor, experiment.features.dtype, store)

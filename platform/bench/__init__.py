@@ -1,1 +1,1 @@
-"""The verb `bench`: training steps and crop reading, measured on this machine."""
+"""The verb `bench`: training steps, crop reading and precomputing, measured on this machine."""

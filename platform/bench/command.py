@@ -14,41 +14,54 @@ from dropgen.config import to_json
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.features.bench.peers import all_peers
+from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
 STEP_CROP = 64
+TAKEN_BY = {
+    "shape": ("store", "precompute"), "channels": ("store",), "crops": ("store", "step"), "workers": ("precompute",),
+    "methods": ("step",),
+}  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`dropgen bench store` and `dropgen bench step`.
+    """`dropgen bench store`, `dropgen bench precompute` and `dropgen bench step`.
 
     Raises:
-        ConfigError: An option is wrong or belongs to the other benchmark.
+        ConfigError: An option is wrong or belongs to another benchmark.
         StoreError: Contenders did not give equal output.
         ResourceError: The root cannot be written.
     """
-    run: Callable[[argparse.Namespace], dict[str, Any]] = {"store": _store, "step": _step}[arguments.action]
-    document = run(arguments)
+    _require_fitting(arguments)
+    benches: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "store": _store, "precompute": _precompute, "step": _step,
+    }  # fmt: skip
+    document = benches[arguments.action](arguments)
     say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
     say(f"rows: {document['record']}")
     return document
 
 
+def _require_fitting(arguments: argparse.Namespace) -> None:
+    action = arguments.action
+    if arguments.overrides and action != "step":
+        raise ConfigError(f"bench {action} trains nothing, so '{arguments.overrides[0]}' says nothing to it")
+    for name, actions in TAKEN_BY.items():
+        if getattr(arguments, name) is not None and action not in actions:
+            raise ConfigError(f"--{name} belongs to bench {' and '.join(actions)}; leave it out of bench {action}")
+
+
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.overrides:
-        raise ConfigError(f"bench store trains nothing, so '{arguments.overrides[0]}' says nothing to it")
-    if arguments.methods is not None:
-        raise ConfigError("bench store trains nothing; --methods belongs to bench step")
     given = {
         "shape": _edges("--shape", arguments.shape),
         "channels": arguments.channels,
         "crops": _edges("--crops", arguments.crops),
         "repeats": arguments.repeats,
     }
-    spec = StoreBench(**{name: value for name, value in given.items() if value is not None})
+    spec = StoreBench(**_stated(given))
     found, peers = machine(), all_peers(spec.channels)
     with _scratch(arguments.root) as folder, progress("rows") as bars:
         task = bars.add_task("bench store", total=2 * len(peers) * len(spec.crops), note="")
@@ -56,6 +69,24 @@ def _store(arguments: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         say(f"{row['peer']:30} {row['crop']:4}^3 {row['cache']} {_times(row)}")
     return write_record(arguments.root, "store", asdict(spec), rows, found)
+
+
+def _precompute(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        "shape": _edges("--shape", arguments.shape),
+        "workers": _numbers("--workers", arguments.workers, "processes", "1,2"),
+        "repeats": arguments.repeats,
+    }
+    spec = PrecomputeBench(**_stated(given))
+    found = machine()
+    with _scratch(arguments.root) as folder, progress("runs") as bars:
+        task = bars.add_task("bench precompute", total=2 * len(spec.workers) * spec.repeats, note="")
+        rows = bench_precompute(spec, folder, lambda: bars.update(task, advance=1))
+    for row in rows:
+        say(f"{row['workers']} workers, {row['in_flight']} in flight: {row['median_s']:.2f} s ({row['min_s']:.2f} to "
+            f"{row['max_s']:.2f}), {row['ratio_to_serial']:.3f} x serial, {row['volumes_per_second']:.2f} volumes/s, "
+            f"extractor busy {100 * row['extractor_busy']:.0f}%")  # fmt: skip
+    return write_record(arguments.root, "precompute", asdict(spec), rows, found)
 
 
 def _times(row: Mapping[str, Any]) -> str:
@@ -67,9 +98,6 @@ def _times(row: Mapping[str, Any]) -> str:
 
 
 def _step(arguments: argparse.Namespace) -> dict[str, Any]:
-    for name in ("shape", "channels"):
-        if getattr(arguments, name) is not None:
-            raise ConfigError(f"--{name} belongs to bench store; bench step takes --crops, --repeats and overrides")
     crop, *more = _edges("--crops", arguments.crops) or (STEP_CROP,)
     if more:
         raise ConfigError(f"--crops = {arguments.crops}: bench step trains on crops of one size")
@@ -97,13 +125,22 @@ def _step_time(row: Mapping[str, Any]) -> str:
 
 
 def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:
+    return _numbers(flag, text, "voxels", "64,128")
+
+
+def _numbers(flag: str, text: str | None, unit: str, example: str) -> tuple[int, ...] | None:
     """The numbers of `240,240,155`; None where the option was not given."""
     if text is None:
         return None
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(f"{flag} = '{text}': write voxels with commas between them, for example 64,128") from None
+        raise ConfigError(f"{flag} = '{text}': write {unit} with commas between them, for example {example}") from None
+
+
+def _stated(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given; the others have their defaults."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @contextmanager

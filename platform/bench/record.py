@@ -37,7 +37,7 @@ def write_record(
 
     Args:
         root: Output root.
-        bench: "store" or "step".
+        bench: "store", "precompute" or "step".
         settings: What was measured.
         rows: Raw values included.
         found: The machine before the first measurement.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -28,14 +25,10 @@ from dropgen.manifest import git_commit
 from dropgen.platform.catalogue import choose_names
 from dropgen.platform.methods import METHODS
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import build_network
-from dropgen.platform.training.batches import PREFETCH, Batches, Prefetched
 from dropgen.platform.training.bench import Workbench, require_trainable, trials_of
-from dropgen.platform.training.learner import Learner
-from dropgen.platform.training.trial import choose_device, make_batches
-from dropgen.platform.training.workers import Workers
+from dropgen.platform.training.contender import Contender
+from dropgen.platform.training.trial import choose_device
 
-STEPS = 4  # timed at a stretch, after as many as the loader works ahead
 CASES = 4
 DEFAULTS: dict[str, Any] = {
     "name": "bench",
@@ -43,46 +36,6 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "training": {"batch": 2},
 }
-
-
-@dataclass
-class Contender:
-    """One method with one source of features, training.
-
-    Attributes:
-        features: "none", "stored" or "online".
-        step: The next one.
-        seconds: Mean seconds of a step, one value a round.
-        waits: Mean seconds of a step that went by waiting for its batch.
-    """
-
-    method: str
-    features: str
-    learner: Learner
-    batches: Batches
-    step: int = 0
-    seconds: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-
-    def run(self) -> None:
-        """One block: steps until the loader is as far ahead as it gets, then the steps that are timed."""
-        last = self.step + PREFETCH + STEPS
-        loader = Prefetched(self.batches, self.step, last + PREFETCH)  # so that it never has nothing to do
-        with contextlib.closing(iter(loader)) as batches:
-            for _, batch in itertools.islice(batches, PREFETCH):
-                self.learner.step(self.learner.network, batch)
-            began, waited = self._now(), loader.waited
-            for _, batch in itertools.islice(batches, STEPS):
-                self.learner.step(self.learner.network, batch)
-            self.seconds.append((self._now() - began) / STEPS)
-            self.waits.append((loader.waited - waited) / STEPS)
-        self.step = last
-
-    def _now(self) -> float:
-        """The time when everything that was asked of the device is done."""
-        if self.learner.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def prepare(folder: Path, crop: int, overrides: tuple[str, ...], methods: str | None = None) -> Experiment:
@@ -110,7 +63,7 @@ def prepare(folder: Path, crop: int, overrides: tuple[str, ...], methods: str | 
     worker = Worker(Recipe(store.folder, study, component, dtype, git_commit()))
     for case in study.cases:
         keys = index.keys[case.id]
-        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))):
+        if problem := worker.run(Work(case, keys, tuple(kind for kind, _ in keys.entries()))).problem:
             raise StoreError(problem)
     return experiment
 
@@ -128,7 +81,7 @@ def contenders_of(experiment: Experiment, root: Path) -> tuple[list[Contender], 
         try:
             found += [_contender(experiment, root, trial, source) for source in _sources(trial)]
         except (ConfigError, WeightsError) as error:
-            times = dict.fromkeys(("median_s", "ratio_to_erm", "data_wait"))
+            times: dict[str, Any] = dict.fromkeys(("median_s", "ratio_to_erm", "data_wait"))
             row = {"bench": "step", "method": trial.method.label, "features": "none", **times, "raw_s": []}
             unavailable.append(row | {"unavailable": str(error)})
     return found, unavailable
@@ -145,17 +98,7 @@ def _contender(experiment: Experiment, root: Path, trial: Trial, source: Literal
     device = choose_device(experiment.training.device)
     features = experiment.features.model_copy(update={"source": source})
     alone = experiment.model_copy(update={"features": features, "methods": (trial.method,)})
-    bench = Workbench.open(alone, root)
-    if bench.extractor is not None:
-        bench = replace(bench, extractor=build_extractor(features.extractor, device))
-    method = build_method(trial.method)
-    channels = bench.extractor.channels if bench.extractor else 0
-    torch.manual_seed(trial.seed)
-    network = build_network(experiment.network, method, channels, len(bench.study.classes))
-    method.initialise(network)
-    batches = make_batches(bench, trial, method, channels, Workers(), device)
-    learner = Learner(network, method, experiment.training, device)
-    return Contender(trial.method.label, source if channels else "none", learner, batches)
+    return Contender.of(Workbench.open(alone, root), trial, device)
 
 
 def bench_step(

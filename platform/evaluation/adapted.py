@@ -78,11 +78,11 @@ def adapt_trial(
     """
     stable = None if stable_trial is None else Segmenter.load(bench.bundle(stable_trial), model.device)
     require_models(build(adapt), model, stable)
-    needs_features = any(one is not None and one.method.needs_features for one in (model, stable))
+    methods_of_both = [one.method for one in (model, stable) if one is not None]
 
     def cases() -> Iterator[Labelled]:
         for case in validation_cases(bench.study, bench.experiment.selection.rule):
-            prepared, features, label = bench.stored(case, needs_features)
+            prepared, features, label = bench.stored(case, *methods_of_both)
             yield Labelled(case, Target(model, stable, prepared, features), label)
 
     began = time.perf_counter()

@@ -30,6 +30,7 @@ from dropgen.platform.evaluation.results import (
     ScoredCase,
     absent_name,
     group_rows,
+    most_wait,
     points,
     ranking,
     scored_cases,
@@ -95,7 +96,9 @@ def write_report(
         "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
         "absent": [(absent_name(row), row["reason"]) for row in context.get("absent", ())],
         "notes": context.get("notes", ()),
-        "trained": _training_note([row for group in trained for row in group.rows]),
+        "trained": _training_note(
+            [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
+        ),
         "pictures": pictures,
         "picture_note": note,
         "chosen": f"{chosen.name}, seed {chosen.lead['seed']}",
@@ -204,12 +207,15 @@ def _line(group: Group) -> charts.Line:
     )
 
 
-def _training_note(rows: Sequence[Row]) -> str:
+def _training_note(rows: Sequence[Row], most_wait: float) -> str:
     steps = sorted({row["steps"] for row in rows})
     late = sum(not row["converged"] for row in rows)
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     what = "the last 20% of the steps added less than one point of validation Dice"
-    return f"{len(rows)} runs of {span} steps; {len(rows) - late} of them converged: {what}."
+    return (
+        f"{len(rows)} runs of {span} steps; {len(rows) - late} of them converged: {what}. "
+        f"Waiting for data took at most {100 * most_wait:.1f}% of the training time."
+    )
 
 
 def _pictures(

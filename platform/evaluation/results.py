@@ -30,6 +30,7 @@ NAMES = {
     "finetune_extractor": "Finetune extractor",
     "finetune_decoder": "Finetune decoder",
     "finetune_scratch": "Finetune from scratch",
+    "nnunet": "nnU-Net",
 }
 NAMES |= {"tent": "TENT", "sfb": "SFB", "alpha": "Alpha Tuning", "nnunet": "nnU-Net"}
 ABSENT = "–"
@@ -73,6 +74,11 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     for row in rows:
         members.setdefault((row["method"], display_name(row)), []).append(row)
     return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
+
+
+def most_wait(results: Iterable[Row]) -> float:
+    """The largest share of training time that went by waiting for data; another program's trials do not know theirs."""
+    return max(float(result["data_wait"]) for result in results if result["data_wait"] is not None)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from dropgen.manifest import code_version, digest, read_json
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits, require_layers
+from dropgen.platform.training.choice import Choice, Source
 
 # Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
 CODE = (
@@ -53,7 +55,7 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
         if method.needs_features and method.needs_online and experiment.features.source == "stored":
             raise ConfigError(
                 f"method {method.name} trains on crops of changed anatomy, to which stored features do not belong: "
-                "set features.source to 'online'"
+                "set features.source to 'online' or 'auto'"
             )
         _require_network_fits(experiment.network, method, study.crop)
         method.pretrained()
@@ -75,6 +77,29 @@ def _require_network_fits(network: Network, method: Method, crop: tuple[int, int
     require_crop_fits(network, crop)
 
 
+def leaves_source_open(method: Method) -> bool:
+    """Whether the method reads features that may be stored or computed from the crop."""
+    return method.needs_features and not method.needs_online
+
+
+def choice_record(experiment: Experiment, root: Path, study: Study, extractor: Extractor, store: FeatureStore) -> Path:
+    """Where the choice that `features.source: auto` leads to is on record.
+
+    The name covers data, settings and code that are in every trial's key, and no method: it is another one only where
+    all trials are trained anew, so no trial goes on with another source than it began with.
+    """
+    name = digest({
+        "network": to_json(experiment.network),
+        "training": to_json(experiment.training),
+        "dtype": experiment.features.dtype,
+        "extractor": extractor.fingerprint,
+        "crop": study.crop,
+        "data": StudyIndex.of(study, None, experiment.features.dtype, store).digest,
+        "code": code_version(*CODE),
+    })  # fmt: skip
+    return root / experiment.name / "features" / f"{name}.json"
+
+
 def _grid(method: Component) -> list[Component]:
     names = list(method.options)
     values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
@@ -87,8 +112,9 @@ class Workbench:
 
     Attributes:
         root: Absolute output root.
-        extractor: None when no method of the experiment needs features.
+        extractor: On the CPU until `on` moves it; None when no method of the experiment needs features.
         index: Store keys of every case; without feature keys when features are made online.
+        choice: Where features come from, where the experiment leaves that to `auto.settle`; else None.
     """
 
     experiment: Experiment
@@ -97,6 +123,7 @@ class Workbench:
     store: FeatureStore
     extractor: Extractor | None
     index: StudyIndex
+    choice: Choice | None = None
 
     @classmethod
     def open(cls, experiment: Experiment, root: Path) -> Workbench:
@@ -105,16 +132,44 @@ class Workbench:
         Raises:
             ConfigError, StudyError, WeightsError: As `require_trainable`.
             StoreError: A case is not in the store.
+            CheckpointError: The source of features is "auto" and not chosen yet.
         """
         study = load_study(experiment.study, root)
         methods = require_trainable(experiment, study)
         needed = any(method.needs_features for method in methods)
         extractor = build_extractor(experiment.features.extractor) if needed else None
         store = FeatureStore(root / "store")
-        stored = extractor if experiment.features.source == "stored" else None
+        source, choice = experiment.features.source, None
+        if source == "auto" and extractor is not None and any(map(leaves_source_open, methods)):
+            choice = Choice.read(choice_record(experiment, root, study, extractor, store))
+            if choice is None:
+                raise CheckpointError(
+                    f"features.source = 'auto' of experiment '{experiment.name}' has not led to a choice yet, because "
+                    "nothing is trained; run: dropgen train EXPERIMENT.yaml"
+                )
+            source = choice.source
+        stored = extractor if source == "stored" else None
         index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
-        return cls(experiment, root, study, store, extractor, index)
+        return cls(experiment, root, study, store, extractor, index, choice)
+
+    def source(self, method: Method) -> Source | None:
+        """Where a method's features come from; None where it has none."""
+        if not method.needs_features:
+            return None
+        if method.needs_online:
+            return "online"
+        source = self.experiment.features.source
+        if source == "auto":
+            assert self.choice is not None
+            return self.choice.source
+        return source
+
+    def on(self, device: str) -> Self:
+        """The same workbench with its extractor where a trial's crops are; whoever only needs keys stays on the CPU."""
+        if self.extractor is None or device == "cpu":
+            return self
+        return replace(self, extractor=build_extractor(self.experiment.features.extractor, device))
 
     def folder(self, trial: Trial) -> Path:
         """Where a trial's files live; the name covers its configuration, its data and the code."""
@@ -133,15 +188,15 @@ class Workbench:
             )
         return self.folder(trial) / "bundle"
 
-    def stored(self, case: Case, needs_features: bool) -> tuple[Prepared, np.ndarray | None, np.ndarray]:
+    def stored(self, case: Case, *methods: Method) -> tuple[Prepared, np.ndarray | None, np.ndarray]:
         """A labelled case from the store: volume, raw features `[C, X, Y, Z]` and label, on the prepared grid.
 
-        The features are None where they are not needed or are made online.
+        The features are None where none of the methods reads stored ones.
         """
         keys = self.index.keys[case.id]
         assert keys.label is not None
         features = None
-        if needs_features and keys.features is not None:
+        if keys.features is not None and any(self.source(method) == "stored" for method in methods):
             features = self.store.features(keys.features).whole()
         return self.store.volume(keys.volume), features, self.store.label(keys.label)
 
@@ -149,7 +204,7 @@ class Workbench:
         """Digest of everything that a trial's result depends on."""
         experiment = self.experiment
         method = build_method(trial.method)
-        needs_features = method.needs_features
+        source = self.source(method)
         used = {split: [case.id for case in self.study.split(split)] for split in ("train", "val")}
         keys = {name: self.index.keys[name] for names in used.values() for name in names}
         return digest({
@@ -158,14 +213,14 @@ class Workbench:
             "training": to_json(experiment.training),
             "selection": to_json(experiment.selection),
             "evaluation": to_json(experiment.evaluation),
-            "features": to_json(experiment.features) if needs_features else None,
-            "extractor": self.extractor.fingerprint if needs_features and self.extractor else None,
+            "features": to_json(experiment.features) | {"source": source} if source else None,
+            "extractor": self.extractor.fingerprint if source and self.extractor else None,
             "pretrained": method.pretrained(),
             "classes": self.study.classes,
             "orientation": self.study.orientation_augmentation,
             "crop": self.study.crop,
             "cases": used,
-            "data": {name: (key.volume, key.label, key.features if needs_features else None)
+            "data": {name: (key.volume, key.label, key.features if source == "stored" else None)
                      for name, key in keys.items()},
             "code": code_version(*CODE),
         })  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,23 @@ def run_trial(
         return done
     began = time.perf_counter()
     experiment, training = bench.experiment, bench.experiment.training
+    method = build_method(trial.method)
     if workers.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "trial.json", {"trial": to_json(trial), "experiment": to_json(experiment)})
+        write_json(
+            folder / "trial.json",
+            {
+                "trial": to_json(trial),
+                "experiment": to_json(experiment),
+                "features": bench.source(method),
+                "choice": bench.choice and asdict(bench.choice),
+            },
+        )
         (folder / DIVERGED).unlink(missing_ok=True)
     torch.set_num_threads(training.threads)
     torch.manual_seed(trial.seed)
-    device = choose_device(training.device)
-    method = build_method(trial.method)
+    device = _own_device(training.device)
+    bench = bench.on(device)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
     network = build_network(experiment.network, method, channels, len(bench.study.classes))
@@ -96,6 +106,12 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
+def _own_device(wanted: str) -> str:
+    """`choose_device` with its index: in the thread that makes batches "cuda" alone would be another GPU than here."""
+    device = choose_device(wanted)
+    return f"{device}:{torch.cuda.current_device()}" if device == "cuda" else device
+
+
 def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
     """Everything a bundle must say to predict without the experiment."""
     experiment, study = bench.experiment, bench.study
@@ -112,7 +128,7 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         network=experiment.network,
         extractor=experiment.features.extractor if extractor else None,
         extractor_fingerprint=extractor.fingerprint if extractor else None,
-        feature_scope="volume" if experiment.features.source == "stored" else "window",
+        feature_scope="window" if bench.source(method) == "online" else "volume",
         overlap=experiment.evaluation.overlap,
     )
 
@@ -140,7 +156,7 @@ def make_batches(
         store=bench.store,
         keys={case.id: bench.index.keys[case.id] for case in cases},
         extractor=bench.extractor if method.needs_features else None,
-        stored=bench.experiment.features.source == "stored",
+        stored=bench.source(method) == "stored",
         augmentation=training.augmentation,
         device=device,
     )
@@ -154,7 +170,7 @@ def _validate(bench: Workbench, segmenter: Segmenter, method: Method, workers: W
 
 
 def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> np.ndarray:
-    prepared, features, label = bench.stored(case, method.needs_features)
+    prepared, features, label = bench.stored(case, method)
     return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
 
 
@@ -168,6 +184,7 @@ def _result(bench: Workbench, trial: Trial, method: Method, history: History, se
         "options": trial.method.options,
         "p": method.p if isinstance(method, DropGen) else None,
         "seed": trial.seed,
+        "features": bench.source(method),
         "key": bench.key(trial),
         "steps": steps,
         "best_step": best_step,

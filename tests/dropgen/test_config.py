@@ -21,7 +21,7 @@ experiments = st.builds(
     study=st.just(Path("/data/heart/study.yaml")),
     methods=st.lists(components, min_size=1, max_size=3).map(tuple),
     seeds=st.lists(st.integers(0, 2**31), min_size=1, max_size=3).map(tuple),
-    features=st.fixed_dictionaries({"source": st.sampled_from(["stored", "online"])}),
+    features=st.fixed_dictionaries({"source": st.sampled_from(["stored", "online", "auto"])}),
     training=st.fixed_dictionaries({"steps": st.integers(1, 10**6), "learning_rate": st.floats(1e-8, 1)}),
     search=st.fixed_dictionaries({"max_minutes": st.none() | st.floats(0.1, 1e4)}),
 )

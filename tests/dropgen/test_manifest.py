@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dropgen.errors import ResourceError, StudyError
 from dropgen.manifest import Manifest, digest, file_digest, read_json, write_json
 
 json_values = st.recursive(
@@ -108,3 +109,16 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
         record = json.loads(path.read_text())
         assert record["first"] in (1, 2)
         assert record["values"] == list(range(20000))
+
+
+def test_a_manifest_that_cannot_be_written_is_one_sentence_and_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    blocked = Manifest(tmp_path / "file" / "manifest.json", "precompute", {})
+    with pytest.raises(ResourceError, match=r"cannot write .*manifest\.json: .*--root"), blocked.running():
+        pytest.fail("the work must not begin")
+    later = Manifest(tmp_path / "folder" / "manifest.json", "precompute", {})
+    with pytest.raises(StudyError, match="the cause"), later.running():
+        (tmp_path / "folder" / "manifest.json").unlink()
+        (tmp_path / "folder").rmdir()
+        (tmp_path / "folder").write_text("in the way")
+        raise StudyError("the cause")

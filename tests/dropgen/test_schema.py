@@ -108,6 +108,17 @@ def test_the_crop_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["bench"]
 
 
+@pytest.mark.slow
+def test_the_precompute_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> None:
+    code, document = run("bench", "precompute", "--shape", "9,8,7", "--workers", "1")
+    assert code == 0
+    record = Path(document.pop("record"))
+    assert document == strictly(record.read_text())
+    assert document["settings"] == {"shape": [9, 8, 7], "volumes": 8, "workers": [1], "repeats": 5}
+    assert {row["bench"] for row in document["rows"]} == {"precompute"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bench"]
+
+
 def test_the_step_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> None:
     tiny = ("--crops", "8", "--network.base=1", "--network.downs=1", "--training.batch=1")
     code, document = run("bench", "step", *tiny)
@@ -128,6 +139,10 @@ def test_the_step_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> No
         (("store", "--repeats", "3"), "--repeats = 3: a benchmark needs at least 5"),
         (("step", "--repeats", "3"), "--repeats = 3: a benchmark needs at least 5"),
         (("step", "--channels", "4"), "--channels belongs to bench store"),
+        (("store", "--workers", "2"), "--workers belongs to bench precompute"),
+        (("precompute", "--workers", "two"), "--workers = 'two': write processes with commas between them"),
+        (("precompute", "--crops", "64"), "--crops belongs to bench store and step; leave it out"),
+        (("precompute", "--network.base=2"), "bench precompute trains nothing"),
         (("step", "--crops", "64,128"), "bench step trains on crops of one size"),
     ],
 )

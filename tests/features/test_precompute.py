@@ -92,6 +92,9 @@ def test_what_is_stored_is_what_is_computed_here_and_only_what_is_missing_is_com
     assert document["computed"] == {"volumes": 0, "labels": 0, "features": 3}
     assert document["reused"] == {"volumes": 3, "labels": 3, "features": 0}
     assert document["volumes_per_second"] > 0
+    assert 0 < document["extractor_busy"] <= 1
+    assert sum(worker["volumes"] for worker in document["workers"]) == 3
+    assert without["extractor_busy"] is None
     for case in study.cases:
         assert_stored(study, case.id, store)
     made = store.provenance("features", StudyIndex.of(study, Mind(), "float16").keys["two"].features)
@@ -210,6 +213,9 @@ def test_a_killed_driver_goes_on_where_it_was(tiny: StudyFolder, tmp_path: Path)
     done = subprocess.run([*call, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
+    manifest = json.loads((tmp_path / "tiny" / "precompute.manifest.json").read_text())
+    assert manifest["exit"] == "finished"
+    assert manifest["stages"]["precompute"]["result"] == document
     for kind in KINDS:
         assert document["reused"][kind] == sum(entry[0] == kind for entry in finished)
         assert document["computed"][kind] + document["reused"][kind] == 4

@@ -201,7 +201,7 @@ class StoreLife(RuleBasedStateMachine):
         recipe = Recipe(self.store.folder, self.study, self.component(), "float16", "commit")
 
         def run() -> None:
-            assert Worker(recipe).run(work) is None
+            assert Worker(recipe).run(work).problem is None
             for entry in work.keys.entries():
                 self.store.verify(*entry)
 

@@ -11,9 +11,10 @@ import pytest
 
 from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StoreError
-from dropgen.platform.bench.step import STEPS, Contender, bench_step, contenders_of, prepare
+from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 from dropgen.platform.methods import METHODS
 from dropgen.platform.training.batches import PREFETCH
+from dropgen.platform.training.contender import STEPS, Contender
 
 TINY = ("--network.base=1", "--network.downs=1", "--training.batch=1")
 
@@ -63,7 +64,7 @@ def test_every_contender_trains_equally_many_new_steps_and_leaves_no_loader_behi
 def test_online_and_stored_differ_in_their_batches_source_alone(measured: Any) -> None:
     contenders, _, _ = measured
     for contender in contenders:
-        assert contender.batches.stored == (contender.features != "online")
+        assert contender.batches.stored == (contender.features == "stored")
         assert (contender.batches.extractor is None) == (contender.method == "erm")
         assert contender.batches.augmentation.affine
         assert contender.batches.augmentation.intensity

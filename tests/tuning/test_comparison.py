@@ -17,7 +17,8 @@ from dropgen.errors import ConfigError
 from dropgen.features.studies.study import load_study
 from dropgen.manifest import read_json
 from dropgen.platform.adaptation import ADAPTATIONS
-from dropgen.platform.catalogue import choose_names, externals
+from dropgen.platform.catalogue import choose_names
+from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import METHODS
 from dropgen.tuning.comparison import Roster, roster
 from dropgen.tuning.demo import demo_experiment
@@ -29,7 +30,7 @@ ERM = [{"name": "erm"}]
 
 def roster_of(experiment: Experiment, names: str = "all", defaults: bool = True) -> Roster:
     study = load_study(experiment.study, experiment.study.parent)
-    known = (*METHODS, *ADAPTATIONS, *externals())
+    known = (*METHODS, *ADAPTATIONS, *EXTERNALS)
     return roster(experiment, study, choose_names(names, known), defaults)
 
 

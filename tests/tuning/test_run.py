@@ -70,6 +70,20 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     assert run(experiment, root)["skipped"] == STAGES[:-1]
 
 
+@pytest.mark.slow
+def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: Path) -> None:
+    experiment = tiny_experiment(root, features={"source": "auto"}, training={"steps": 2, "validate_every": 1})
+    first = run(experiment, root)
+    manifest = read_json(root / "tiny" / "manifest.json")
+    choice = manifest["stages"]["features"]["result"]
+    assert choice["source"] in ("stored", "online")
+    assert choice["stored_s"] is not None
+    assert {read_json(Path(row["folder"]) / "result.json")["features"] for row in first["table"]} == {choice["source"]}
+    again = run(experiment, root)
+    assert again["table"] == first["table"]
+    assert read_json(root / "tiny" / "manifest.json")["stages"]["features"]["result"] == choice
+
+
 def test_a_stage_is_skipped_only_with_the_same_key_and_its_outputs_there(tmp_path: Path) -> None:
     output = tmp_path / "output"
     calls: list[str] = []

@@ -20,7 +20,7 @@ def result(method: str, p: float | None, seed: int, val: float, converged: bool 
     return {
         "label": f"{method} {p} {seed}", "method": method, "options": options, "p": p, "seed": seed,
         "key": f"{method}-{p}-{seed}", "steps": 10, "best_step": 10, "val_dice": val, "converged": converged,
-        "seconds": 1.0, "commit": "abc", "folder": f"/trials/{method}-{p}-{seed}",
+        "seconds": 1.0, "data_wait": 0.01 * seed, "commit": "abc", "folder": f"/trials/{method}-{p}-{seed}",
     }  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() ->
     page = page_of(rows)
     assert "| DropGen p = 0.5 (chosen) | 80.0 ± 0.0 | 85.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 65.0 ± 5.0 | 1 |" in page
     assert "| not converged: 1 of 2 | 0.0 |" in page
+    assert "at most 2.0% of their time spent waiting for data" in page
     assert "| ERM (1 of 2 seeds) | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | 2 | yes | 0.0 |" in page
     assert "It works." in page
     assert "seeds 1, 2" in page

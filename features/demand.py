@@ -1,0 +1,72 @@
+"""What computing cases into the store will take: disk, and memory by how many are in flight."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dropgen.errors import VolumeError
+from dropgen.features.extractors import Extractor
+from dropgen.features.extractors.tiles import peak_bytes
+from dropgen.features.index import StudyIndex
+from dropgen.features.store import FeatureStore
+from dropgen.features.studies.prepare import Grid
+from dropgen.features.studies.study import Study
+from dropgen.features.studies.volume import read_grid
+from dropgen.features.worker import Work
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What some work will take, in bytes.
+
+    Attributes:
+        volumes: Number of cases.
+        disk: Of all new entries.
+        extracting: Memory of the largest volume while it is in the extractor.
+        waiting: Memory of the largest volume before and after that.
+    """
+
+    volumes: int
+    disk: int
+    extracting: int
+    waiting: int
+
+    def memory(self, in_flight: int) -> int:
+        """Of one worker that has so many volumes in hand, one of them in the extractor."""
+        return max(self.extracting, self.waiting) + (in_flight - 1) * self.waiting
+
+
+def demand_of(works: Sequence[Work], study: Study, extractor: Extractor | None, dtype: str) -> Demand:
+    """What the work will take, from the files' headers."""
+    channels = 0 if extractor is None else extractor.channels
+    voxel_bytes = {"volumes": 4, "labels": 1, "features": channels * np.dtype(dtype).itemsize}
+    disk = extracting = waiting = 0
+    for work in works:
+        try:
+            native = read_grid(work.case.image)
+            shape = Grid.of(native, study.preparation).shape
+        except VolumeError:
+            continue  # its worker will say what is wrong with it, once the others are done
+        voxels = math.prod(shape)
+        disk += voxels * sum(voxel_bytes[kind] for kind in work.kinds)
+        # float32: as read, oriented, resampled and scaled at once, later the volume and its features
+        waiting = max(waiting, 4 * max(4 * max(voxels, native.array.size), (1 + channels) * voxels))
+        if extractor is not None:
+            extracting = max(extracting, 2 * 4 * voxels + peak_bytes(extractor, shape))
+    return Demand(len(works), disk, extracting, waiting)
+
+
+def free_bytes(store: FeatureStore) -> int:
+    """Free disk space where the store is or will be."""
+    return shutil.disk_usage(next(path for path in (store.folder, *store.folder.parents) if path.is_dir())).free
+
+
+def features_bytes(index: StudyIndex, channels: int, store: FeatureStore) -> int:
+    """What the features of all cases take on disk, in the store or not; their volumes are there."""
+    voxels = sum(store.volume(key).unit.size for key in {keys.volume for keys in index.keys.values()})
+    return voxels * channels * np.dtype(index.dtype).itemsize
