@@ -105,7 +105,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _components(experiment: Experiment, name: str, defaults: bool) -> list[Component]:
-    listed = [one for one in experiment.methods if ALIASES.get(one.name, one.name) == name]
+    listed = [
+        Component.of(name, **one.options) for one in experiment.methods if ALIASES.get(one.name, one.name) == name
+    ]
     searched = {} if defaults or name not in METHODS else METHODS[name].search_space
     return listed or [Component.of(name, **{key: list(values) for key, values in searched.items()})]
 

@@ -94,8 +94,9 @@ def test_a_test_time_method_brings_the_models_that_it_is_published_for(tmp_path:
 
 
 def test_what_the_experiment_lists_keeps_its_values(tmp_path: Path) -> None:
-    experiment = tiny_experiment(tmp_path, methods=[{"name": "mixup", "p": 0.3}, {"name": "gin"}])
-    assert labels(roster_of(experiment, "mixup,cutout")) == ["mixup p=0.3", "cutout"]
+    methods = [{"name": "mixup", "p": 0.3}, {"name": "gin"}, {"name": "maskgen", "p": 0.1}]
+    experiment = tiny_experiment(tmp_path, methods=methods)
+    assert labels(roster_of(experiment, "mixup,cutout,dropgen")) == ["dropgen p=0.1", "mixup p=0.3", "cutout"]
 
 
 @pytest.mark.parametrize(
