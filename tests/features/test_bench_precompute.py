@@ -11,6 +11,7 @@ from dropgen.features.crew import IN_FLIGHT
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_serial_and_overlapped_runs_of_every_crew_have_a_row_told_from_its_raw_values(tmp_path: Path) -> None:
     runs: list[None] = []
     spec = PrecomputeBench(shape=(9, 8, 7), volumes=3, workers=(1, 2))
