@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo theory test lint clean
 
 install: $(STAMP)
 
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/dropgen demo --seeds $(SEEDS)
 	@if [ $(SEEDS) -ge 3 ]; then for end in md json; do cp $${DROPGEN_ROOT:-runs}/demo/results.$$end docs/results/demo.$$end; done; fi
+
+theory: install
+	@$(BIN)/python -m dropgen.platform.theory.sweep docs
 
 test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)

@@ -6,6 +6,7 @@ and `overrides`: tuple of `--section.key=value`) and returns the JSON document o
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ EXPERIMENT = option("experiment", type=Path, help="experiment YAML, see configs/
 METHOD = option("--method", help="a method of the experiment by its label, for example 'dropgen p=0.5' (default: all)")
 SEED = option("--seed", type=int, help="one seed of the experiment (default: all)")
 ADAPT = "test-time method: tent, sfb or alpha, with options as in 'tent steps=5 bn_stats=source'"
+SEEDS = option("--seeds", type=json.loads, help="number of seeds per method, or a list (default: the experiment's)")
 ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
 
 VERBS: dict[str, Verb] = {
@@ -51,7 +53,7 @@ VERBS: dict[str, Verb] = {
         "make a multi-domain study and run the whole main job on it",
         "dropgen.tuning.demo:command",
         ("demo", "demo --seeds 3", "demo --json --root results"),
-        (option("--seeds", type=int, default=1, help="number of seeds per method (default 1)"), ADDRESS),
+        (SEEDS, ADDRESS),
         overrides=True,
     ),
     "run": Verb(
@@ -107,9 +109,21 @@ VERBS: dict[str, Verb] = {
     "search": Verb(
         "search p and every other hyperparameter with Ray Tune; register the best trial",
         "dropgen.tuning.search:command",
-        ("search", "search my.yaml --max-minutes 60", "search my.yaml --search.sampler=tpe --search.scheduler=asha"),
+        (
+            "search", "search my.yaml --max-minutes 60", "search my.yaml --search.sampler=tpe --search.scheduler=asha",
+            "search my.yaml --methods all --seeds 3", "search --methods erm,dropgen,tent --defaults",
+        ),
         (
             option("experiment", type=Path, nargs="?", help="experiment YAML (default: p on the demo study)"),
+            option(
+                "--methods",
+                help="compare these side by side and test them: all, or names with commas between them, of methods, "
+                "test-time methods and external baselines; see `dropgen methods`",
+            ),
+            option(
+                "--defaults", action="store_true", help="with --methods: no search, each method at its default values"
+            ),
+            SEEDS,
             option("--max-minutes", type=float, help="end after this time; the next search continues"),
             ADDRESS,
         ),
@@ -174,10 +188,13 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "methods": Verb(
-        "list the methods, or print a configuration to start from",
+        "list methods, test-time methods and extractors, or print a configuration to start from",
         "dropgen.platform.methods.command:command",
-        ("methods", "methods --yaml dropgen"),
-        (option("--yaml", metavar="NAME", help="print an experiment YAML for this method"),),
+        ("methods", "methods --yaml dropgen", "methods --json", "methods --markdown > docs/methods.md"),
+        (
+            option("--yaml", metavar="NAME", help="print an experiment YAML for this method"),
+            option("--markdown", action="store_true", help="print the list as a page"),
+        ),
     ),
     "bench": Verb(
         "measure crop reading against other stores, precomputing, or the training step of DropGen against ERM",
@@ -185,6 +202,7 @@ VERBS: dict[str, Verb] = {
         (
             "bench store", "bench store --shape 128,128,128 --crops 64", "bench precompute --workers 1,2", "bench step",
             "bench step --crops 32 --network.base=8 --network.downs=3",
+            "bench step --methods all --crops 32 --network.base=8 --network.downs=3",
         ),
         (
             option(
@@ -197,6 +215,7 @@ VERBS: dict[str, Verb] = {
             option("--channels", type=int, help="store: feature channels (default 16)"),
             option("--crops", help="voxels per edge of the crops (default 64,128; step takes one, default 64)"),
             option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
+            option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
             option("--repeats", type=int, help="rounds, at least 5 (default 5)"),
         ),
         overrides=True,

@@ -140,6 +140,9 @@ class Search(Frozen):
     trials: int = Field(16, ge=1, description="number of trials of the tpe sampler")
     scheduler: Literal["none", "asha"] = "none"
     concurrent: int = Field(2, ge=1)
+    test: Literal["every", "chosen"] = Field(
+        "every", description="chosen: of each method only the hyperparameters with the best validation Dice are tested"
+    )
     max_minutes: float | None = Field(None, gt=0)
 
 
@@ -147,12 +150,14 @@ class Experiment(Frozen):
     """One experiment: a study, the methods to compare on it, and how they are trained and chosen.
 
     A list as the value of a method option is a grid: `{name: dropgen, p: [0, 0.5]}` is two trials.
-    With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range.
+    With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range. `adaptations` are test-time methods, each
+    applied to the trained models that it suits; what they leave open is tuned on the validation cases.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     study: Path
     methods: tuple[Component, ...] = (Component.of("dropgen"),)
+    adaptations: tuple[Component, ...] = ()
     seeds: tuple[int, ...] = (42,)
     features: Features = Features()
     network: Network = Network()
@@ -207,6 +212,19 @@ def load_experiment(path: Path, root: Path, overrides: Iterable[str] = ()) -> Ex
     if isinstance(features, dict) and isinstance(features.get("store"), str):
         features["store"] = store_place(features["store"], path.parent, root)
     return validate(Experiment, values, str(path))
+
+
+def with_seeds(experiment: Experiment, seeds: object) -> Experiment:
+    """The same experiment with these seeds, or with this many, counted on from its first.
+
+    Raises:
+        ConfigError: There is not even one, or one is no whole number.
+    """
+    if isinstance(seeds, int):
+        seeds = list(range(experiment.seeds[0], experiment.seeds[0] + seeds))
+    if not seeds:
+        raise ConfigError("--seeds names no seed; give a number of seeds, or a list as in [42,43]")
+    return validate(Experiment, to_json(experiment) | {"seeds": seeds}, "--seeds")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

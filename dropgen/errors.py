@@ -55,7 +55,15 @@ class CheckpointError(DropGenError):
 
 
 class DivergenceError(DropGenError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss that is not finite.
+
+    Attributes:
+        step: Where; None where an error that crossed a process does not say.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        self.step = step
+        super().__init__(message)
 
 
 class ResourceError(DropGenError):
@@ -68,6 +76,10 @@ class RegistryError(DropGenError):
 
 class ServiceError(DropGenError):
     """A running segmentation service refused a request or cannot be reached."""
+
+
+class ExternalError(DropGenError):
+    """Another program that was called to train or predict failed."""
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -1,17 +1,37 @@
 """The flat 3D UNet family: anatomix is one member, the predictor another.
 
 One sequential list of modules, so that a layer is named by its index (anatomix's penultimate tap is
-59). Convolutions are 3x3x3, "same", reflect-padded, without bias; every one but the last is followed
-by BatchNorm and ReLU; max-pooling halves, nearest upsampling doubles; a skip connection is
-concatenated as [encoder, upsampled].
+59). Convolutions are 3x3x3, "same", reflect-padded; every one but the last is followed by a norm and
+ReLU; pooling halves, upsampling doubles; a skip connection is concatenated as [encoder, upsampled].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Style:
+    """What members of the family differ in beside their size; the defaults are the paper's predictor and anatomix.
+
+    Attributes:
+        norm: Channels to the module after every convolution but the last.
+        bias: Whether convolutions have one.
+        pool: Factor to the module that divides every axis by it.
+        upsample: Mode of `nn.Upsample`.
+    """
+
+    norm: Callable[[int], nn.Module] = nn.BatchNorm3d
+    bias: bool = False
+    pool: Callable[[int], nn.Module] = nn.MaxPool3d
+    upsample: str = "nearest"
+
+
+PUBLISHED = Style()
 
 
 def _plainly(index: int, module: nn.Module, x_bcxyz: Tensor) -> Tensor:
@@ -28,6 +48,7 @@ class UNet(nn.Module):
         base: Channels at full resolution; doubled by every downsampling.
         downs: Number of downsamplings.
         convs: Convolutions per encoder level after the stem's; the decoder always has two.
+        style: The kinds of its layers.
 
     Attributes:
         level_ends: For every encoder level from the top, the deepest included, the index of its last ReLU.
@@ -37,7 +58,9 @@ class UNet(nn.Module):
         `2**downs` and at least `2 * 2**downs`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, base: int, downs: int, convs: int = 2) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, base: int, downs: int, convs: int = 2, style: Style = PUBLISHED
+    ) -> None:
         super().__init__()
         widths = [base * 2**level for level in range(downs + 1)]
         layers: list[nn.Module] = []
@@ -45,7 +68,7 @@ class UNet(nn.Module):
         skips: list[int] = []
 
         def block(inputs: int, outputs: int) -> None:
-            layers.extend((_conv(inputs, outputs), nn.BatchNorm3d(outputs), nn.ReLU()))
+            layers.extend((_conv(inputs, outputs, style.bias), style.norm(outputs), nn.ReLU()))
 
         block(in_channels, base)
         previous = base
@@ -55,15 +78,15 @@ class UNet(nn.Module):
                 previous = width
             if level < downs:
                 skips.append(len(layers) - 1)
-                layers.append(nn.MaxPool3d(2))
+                layers.append(style.pool(2))
         self.level_ends = (*skips, len(layers) - 1)
         for width, skip in zip(reversed(widths[:-1]), reversed(skips), strict=True):
             self._skip_at[len(layers)] = skip
-            layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            layers.append(nn.Upsample(scale_factor=2, mode=style.upsample))
             block(previous + width, width)
             block(width, width)
             previous = width
-        layers.append(_conv(previous, out_channels))
+        layers.append(_conv(previous, out_channels, style.bias))
         self.model = nn.ModuleList(layers)
         self.divisor = 2**downs
         self.min_size = 2 * 2**downs
@@ -109,5 +132,5 @@ class UNet(nn.Module):
         return x_bcxyz, skips
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode="reflect", bias=False)
+def _conv(inputs: int, outputs: int, bias: bool) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode="reflect", bias=bias)

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import argparse
 import csv
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from dropgen.config import Component, Trial, load_experiment, to_json
 from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
-from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial
+from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries
 from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice, pooled_mean
 from dropgen.platform.segmenter import SPEC_FILE, Segmenter
 from dropgen.platform.train import Workbench, choose_trials
@@ -55,7 +56,7 @@ def held_out_cases(study: Study, rule: str) -> tuple[Case, ...]:
 def evaluate_trial(
     bench: Workbench,
     trial: Trial,
-    on_case: Callable[[int, int], None] | None = None,
+    on_prediction: Callable[[int, int], None] = lambda done, total: None,
     adapt: Component | None = None,
 ) -> dict[str, Any]:
     """Predicts and scores every held-out case of a trained trial.
@@ -67,7 +68,7 @@ def evaluate_trial(
     Args:
         bench: The opened experiment.
         trial: One of its trials.
-        on_case: Told how many of how many cases are done.
+        on_prediction: Told how many of how many predictions are done, those that tune a test-time method included.
         adapt: A test-time method; what of its search space it leaves open is tuned on the validation cases first.
 
     Returns:
@@ -93,24 +94,37 @@ def evaluate_trial(
     finished = read_json(output / "summary.json")
     if finished and finished.get("inputs") == inputs:
         return dict(finished)
+    total = len(cases) + (0 if adapt is None else tries(bench, adapt))
+    done = itertools.count(1)
+
+    def predicted() -> None:
+        on_prediction(next(done), total)
+
     segmenter = Segmenter.load(bundles[0], choose_device(bench.experiment.training.device))
     adaptation: dict[str, Any] = {}
     if adapt is not None:
-        segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt)
+        segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
     scores: list[tuple[Case, np.ndarray]] = []
-    for done, case in enumerate(cases, start=1):
+    for case in cases:
         image = read_volume(case.image)
         mask = segmenter.predict(image, case.modality)
         write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
         if case.label is not None:
             scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
-        if on_case is not None:
-            on_case(done, len(cases))
-    _write_cases(output / "cases.csv", scores, bench.study.classes)
-    summary = summarise(scores, bench.study) | adaptation | {
+        predicted()
+    facts = adaptation | {
         "label": trial.label if adapt is None else f"{trial.label} + {adapt.label}",
         "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
+    return write_scores(output, scores, bench.study, facts)
+
+
+def write_scores(
+    output: Path, scores: Sequence[tuple[Case, np.ndarray]], study: Study, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes `cases.csv` and, last, `summary.json` of scored cases; returns the summary, which holds `facts` too."""
+    _write_cases(output / "cases.csv", scores, study.classes)
+    summary = {**summarise(scores, study), **facts}
     write_json(output / "summary.json", summary)
     return summary
 
@@ -150,7 +164,9 @@ def result_table(summaries: Mapping[str, Mapping[str, Any]], train_domains: froz
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen evaluate`."""
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    from dropgen.platform.external import trained_here  # it stands on this module
+
+    experiment = trained_here(load_experiment(arguments.experiment, arguments.root, arguments.overrides))
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     adapt = Component.parse(arguments.adapt) if arguments.adapt else None
     if adapt is not None:
@@ -158,7 +174,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     bench = Workbench.open(experiment, arguments.root)
     record = Manifest(arguments.root / experiment.name / "evaluate.manifest.json", "evaluate", to_json(experiment))
     summaries: dict[str, dict[str, Any]] = {}
-    with record.running(), console.progress("cases") as bars:
+    with record.running(), console.progress("predictions") as bars:
         for trial in trials:
             bar = bars.add_task(trial.label, total=None, note="")
 
@@ -167,7 +183,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
             summary = evaluate_trial(bench, trial, show, adapt)
             summaries[summary["label"]] = {**summary, "folder": str(evaluation_folder(bench, trial, adapt))}
-            show(summary["cases"], summary["cases"])
+            if bars.tasks[bar].total is None:  # it was there already
+                show(summary["cases"], summary["cases"])
     terminal = Console()
     with terminal.capture() as text:
         terminal.print(result_table(summaries, bench.study.train_domains))

@@ -114,6 +114,11 @@ class Segmenter:
         """Channels of the features that the network reads; 0 without an extractor."""
         return self._extractor.channels if self._extractor is not None else 0
 
+    @property
+    def class_copies(self) -> float:
+        """float32 volumes of every class that a prediction holds beside the one that it returns."""
+        return self.method.copies
+
     def predict(self, volume: Volume, modality: str | None = None) -> np.ndarray:
         """Segments a volume as it was read from a file.
 

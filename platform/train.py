@@ -65,7 +65,9 @@ def choose_trials(experiment: Experiment, method: str | None, seed: int | None) 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen train EXPERIMENT`."""
-    experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    from dropgen.platform.external import trained_here  # it stands on this module
+
+    experiment = trained_here(load_experiment(arguments.experiment, arguments.root, arguments.overrides))
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     settle(experiment, arguments.root)
     bench = Workbench.open(experiment, arguments.root)

@@ -13,7 +13,8 @@ from dropgen.features.studies.volume import Volume
 from dropgen.platform.segmenter import Segmenter
 
 # Copies of a full-size float32 channel at the peak. Measured at 160^3 with MIND: 579 bytes per voxel for 12 channels
-# are 12 copies; without features 28 bytes for 1 + 2 channels and 53 for 1 + 8 are at most 2.4.
+# are 12 copies; without features 28 bytes for 1 + 2 channels and 53 for 1 + 8 are at most 2.4. At 128^3 with 8 classes
+# a plain prediction took 66 bytes per voxel, SFB 140 and Alpha Tuning 161: 2.3 and 3.0 copies of the classes more.
 FEATURE_COPIES = 12
 OTHER_COPIES = 2.5
 
@@ -39,7 +40,7 @@ def require_room(segmenter: Segmenter, volume: Volume, free: int) -> None:
     except VolumeError as error:
         raise TooLargeError(str(error)) from None
     channels = FEATURE_COPIES * segmenter.feature_channels + OTHER_COPIES * (1 + len(spec.classes))
-    needed = 4 * channels * math.prod(shape)
+    needed = 4 * (channels + segmenter.class_copies * len(spec.classes)) * math.prod(shape)
     if needed > free:
         raise TooLargeError(
             f"at the model's spacing of {list(spec.spacing)} mm the volume has {list(shape)} voxels, which take about "

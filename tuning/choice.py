@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from dropgen.config import Component
+from dropgen.config import Component, Experiment
+from dropgen.platform.adaptation import ADAPTATIONS
+from dropgen.platform.methods import build
 
 PROPOSED = "dropgen"
 
@@ -43,7 +45,30 @@ def choose(results: Sequence[dict[str, Any]]) -> Group:
     with the full number of seeds compete: a mean over fewer seeds is a luckier draw.
     """
     every = groups(results)
-    entrants = [group for group in every if group.method.name == PROPOSED] or every
+    return _best([group for group in every if group.method.name == PROPOSED] or every)
+
+
+def choose_each(results: Sequence[dict[str, Any]]) -> list[Group]:
+    """Of every method the hyperparameters with the best validation Dice, as `choose`, in order of first appearance."""
+    methods: dict[str, list[Group]] = {}
+    for group in groups(results):
+        methods.setdefault(group.method.name, []).append(group)
+    return [_best(members) for members in methods.values()]
+
+
+def keys_to_test(experiment: Experiment, results: Sequence[dict[str, Any]]) -> set[str]:
+    """Keys of the results whose trials are tested: all, or with `search.test: chosen` those that the choices left.
+
+    These are every method's best hyperparameters, and those that a test-time method is published for.
+    """
+    if experiment.search.test == "every":
+        return {result["key"] for result in results}
+    adapted = [build(one) for adapt in experiment.adaptations for one in ADAPTATIONS[adapt.name].adapts]
+    kept = [*choose_each(results), *(group for group in groups(results) if build(group.method) in adapted)]
+    return {result["key"] for group in kept for result in group.results}
+
+
+def _best(entrants: Sequence[Group]) -> Group:
     seeds = max(len(group.results) for group in entrants)
     return max((group for group in entrants if len(group.results) == seeds), key=lambda group: group.val_dice)
 

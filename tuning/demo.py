@@ -13,36 +13,31 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from dropgen.config import Experiment, load_experiment
+from dropgen.config import Experiment, load_experiment, with_seeds
 from dropgen.console import say
-from dropgen.errors import ConfigError
 from dropgen.features.studies.phantom import make_phantom_study
 from dropgen.manifest import REPOSITORY
 from dropgen.platform.evaluation.results import group_rows
 from dropgen.tuning.run import finish, run
 from dropgen.tuning.summary import BASELINE
 
-EXPERIMENT = REPOSITORY / "configs" / "experiments" / "demo.yaml"
-FIRST_SEED = 42
+EXPERIMENTS = REPOSITORY / "configs" / "experiments"
 CONTRAST_DOMAINS = ("inverted", "remapped")
 QUALITY_DOMAINS = ("noisy", "biased")
 
 
-def demo_experiment(root: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The demo experiment, its study written to `<root>/demo/study` where it is not there yet."""
-    experiment = load_experiment(EXPERIMENT, root, overrides)
+def demo_experiment(root: Path, overrides: Sequence[str] = (), name: str = "demo") -> Experiment:
+    """An experiment on the demo study, which is written to `<root>/demo/study` where it is not there yet."""
+    experiment = load_experiment(EXPERIMENTS / f"{name}.yaml", root, overrides)
     make_phantom_study(root / "demo" / "study")
     return experiment
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen demo`."""
-    if arguments.seeds < 1:
-        raise ConfigError(f"--seeds = {arguments.seeds}: name at least one seed")
     experiment = demo_experiment(arguments.root, arguments.overrides)
-    if arguments.seeds > 1 or len(experiment.seeds) == 1:
-        seeds = tuple(range(FIRST_SEED, FIRST_SEED + arguments.seeds))
-        experiment = experiment.model_copy(update={"seeds": seeds})
+    if arguments.seeds is not None:
+        experiment = with_seeds(experiment, arguments.seeds)
     summary = run(experiment, arguments.root, address=arguments.address)
     sentence = contrast_sentence(summary["table"])
     with (arguments.root / experiment.name / "results.md").open("a") as page:

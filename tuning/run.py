@@ -10,14 +10,14 @@ if __name__ == "__main__":
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from dropgen.config import Experiment, load_experiment, to_json
+from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
@@ -31,16 +31,18 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
-from dropgen.tuning.choice import champion
-from dropgen.tuning.evaluations import evaluate_all
+from dropgen.tuning.choice import champion, keys_to_test
+from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
+from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import known_results, open_bench, search
 from dropgen.tuning.space import Plan, plan
-from dropgen.tuning.summary import headline, table_rows
+from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
 from dropgen.tuning.table import terminal, write_results
 
 PRECOMPUTE_WORKERS = 2
@@ -95,12 +97,29 @@ class Stages:
         return result
 
 
-def run(experiment: Experiment, root: Path, *, address: str | None = None) -> dict[str, Any]:
-    """Study to registered model: check, precompute, search, evaluate, register, report.
+def run(
+    experiment: Experiment,
+    root: Path,
+    *,
+    address: str | None = None,
+    unavailable: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+    by_rank: bool = False,
+) -> dict[str, Any]:
+    """Study to registered model: check, precompute, search, evaluate, adapt, register, external baselines, report.
 
     Writes `<root>/<name>/manifest.json`, `summary.json`, `results.md` and `report.html`. Nothing is done twice: a stage
     with the same configuration, inputs and code whose outputs are there is skipped, and Ray is
-    started only for a stage that needs it, once for all of them.
+    started only for a stage that needs it, once for all of them. The test domains are looked at when every choice among
+    trained trials has been made on validation cases.
+
+    Args:
+        experiment: What to run.
+        root: Output root.
+        address: Running Ray cluster; a local one by default.
+        unavailable: What the table has a line for although it cannot run: `method, options, seed, reason`.
+        notes: Sentences that belong under the table.
+        by_rank: Whether the table begins with the best on unseen domains, instead of keeping the experiment's order.
 
     Returns:
         The content of `summary.json`.
@@ -109,8 +128,10 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         DropGenError: The input's fault, named by the stage that found it.
     """
     folder = root / experiment.name
-    planned = plan(experiment)
     manifest = Manifest(folder / "manifest.json", "run", to_json(experiment))
+    whole, (experiment, baselines) = experiment, split(experiment)
+    require_available(baselines)
+    planned = plan(experiment)
     with manifest.running(), ExitStack() as session:
         stages = Stages(manifest)
 
@@ -119,6 +140,7 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
 
         study = load_study(experiment.study, root)
         require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
+        require_adaptable(experiment, planned.fixed)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
         _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
@@ -127,8 +149,9 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
         found = stages.do("search", _search_key(bench, planned), lambda: _search(experiment, root, join_ray))
         results = known_results(bench, planned)
         best = champion([result for _, result in results])
-        keys = [result["key"] for _, result in results]
-        trials = [trial for trial, _ in results]
+        wanted = keys_to_test(experiment, [result for _, result in results])
+        keys = [result["key"] for _, result in results if result["key"] in wanted]
+        trials = [trial for trial, result in results if result["key"] in wanted]
 
         def evaluate() -> tuple[list[Path], Any]:
             join_ray()
@@ -137,12 +160,27 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
 
         evaluations = stages.do("evaluate", digest([keys, bench.index.digest, code_version("platform")]), evaluate)
 
+        def adapt() -> tuple[list[Path], Any]:
+            join_ray()
+            found = adapt_all(bench, trials, experiment.adaptations)
+            return [bench.folder(trial) / "evaluation" for trial in trials], found
+
+        adapted: dict[str, Any] = {}
+        if experiment.adaptations:
+            how = [to_json(one) for one in experiment.adaptations], code_version("features", "platform")
+            adapted = stages.do("adapt", digest([keys, bench.index.digest, how]), adapt)
+
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
-        rows = table_rows([result for _, result in results], evaluations)
+        others = _externals(stages, bench, baselines)
+        evaluations |= {result["key"]: result["evaluation"] for result in others}
+        plain = table_rows([*(result for _, result in results), *others], evaluations)
+        rows = [*plain, *adapted_rows(plain, adapted)]
+        if by_rank:
+            rows = ranked(rows)
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -157,12 +195,15 @@ def run(experiment: Experiment, root: Path, *, address: str | None = None) -> di
             "computed_seconds": stages.computed,
             "skipped": stages.skipped,
             "table": rows,
+            "ranking": ranking_rows(rows),
+            "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
+            "notes": [*notes, *seed_notes(rows)],
         }
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["headline"], to_json(experiment), code_version("platform")]),
-            lambda: ([build_report(experiment, root)], None),
+            digest([rows, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
+            lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
         write_results(folder, summary)
@@ -244,8 +285,23 @@ def _search(experiment: Experiment, root: Path, join_ray: Callable[[], None]) ->
         error.document = None  # the search's; a run that stops here has no summary
         raise
     outputs = [Path(trial["folder"]) / "result.json" for trial in document["trials"]]
-    result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "unfinished")}
+    result = {name: document[name] for name in ("champion", "chosen", "tracking_uri", "diverged", "unfinished")}
     return (outputs if not document["unfinished"] else None), result
+
+
+def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not baselines:
+        return []
+
+    def work() -> tuple[list[Path], Any]:
+        results = run_externals(bench, baselines)
+        return [Path(result["folder"]) / "result.json" for result in results], results
+
+    keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    results: list[dict[str, Any]] = stages.do(
+        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+    )
+    return results
 
 
 def _link(link: Path, target: Path) -> Path:
@@ -261,7 +317,9 @@ def finish(summary: Mapping[str, Any]) -> None:
     """Prints the finding, the table, and where everything is."""
     say()
     say(summary["headline"])
-    say(terminal(summary["table"]))
+    say(terminal(summary["table"], summary["absent"]))
+    for note in summary["notes"]:
+        say(note)
     if summary["unfinished"]:
         say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")
     for key, name in PLACES.items():

@@ -20,17 +20,18 @@ import ray
 from optuna.samplers import TPESampler
 from ray.tune.search.optuna import OptunaSearch
 
-from dropgen.config import Experiment, Trial, load_experiment, to_json
+from dropgen.config import Experiment, Trial, load_experiment, to_json, with_seeds
 from dropgen.console import progress, say, warn
-from dropgen.errors import ResourceError
+from dropgen.errors import ConfigError, DivergenceError, ResourceError
 from dropgen.features.cluster import connect
 from dropgen.features.precompute import precompute
 from dropgen.features.studies.study import load_study
 from dropgen.manifest import Manifest, read_json
+from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.auto import settle
-from dropgen.platform.training.trial import finished
+from dropgen.platform.training.trial import DIVERGED, finished
 from dropgen.tuning.choice import PROPOSED, champion, choose
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import shape
@@ -49,9 +50,9 @@ def search(
 ) -> dict[str, Any]:
     """Trains every unfinished trial of an experiment and picks the best by validation Dice.
 
-    A trial that is finished, or was stopped early, is never run again; one that was interrupted continues
-    from its own checkpoint. The tpe sampler explores with the first seed and trains its best point
-    with the others.
+    A trial that is finished, diverged or was stopped early is never run again; one that was interrupted continues
+    from its own checkpoint. One that diverges is on record and leaves the others alone. The tpe sampler explores with
+    the first seed and trains its best point with the others.
 
     Args:
         experiment: Its `search` section says how; the store must cover its study.
@@ -61,11 +62,12 @@ def search(
         register: Whether `models:/<experiment name>@champion` is pointed at the best trial.
 
     Returns:
-        `experiment`, `champion`, `chosen`, `trials`, `unfinished`, `model_uri`, `tracking_uri`, `seconds`.
+        `experiment`, `champion`, `chosen`, `trials`, `diverged`, `unfinished`, `model_uri`, `tracking_uri`, `seconds`.
 
     Raises:
         ConfigError: A method or its range is wrong.
         ResourceError: Not even one trial fits on the cluster, or none finished in time.
+        DivergenceError: Every trial diverged.
         DropGenError: A trial failed; raised after the others have ended, with their document.
     """
     began = time.monotonic()
@@ -87,11 +89,13 @@ def search(
         best = champion([result for _, result in results]) if results else None
         record.close(path, best)
     unfinished = [trial.label for trial in planned.fixed if _is_open(bench, trial)]
+    diverged = known_divergences(bench, planned)
     document: dict[str, Any] = {
         "experiment": experiment.name,
         "champion": best and {**_brief(best), "run": runs[best["key"]]},
         "chosen": best and choose([result for _, result in results]).method.label,
         "trials": [_brief(result) for _, result in results],
+        "diverged": diverged,
         "unfinished": unfinished,
         "model_uri": None,
         "tracking_uri": record.tracker.uri,
@@ -103,6 +107,10 @@ def search(
         error = failure_error(failures, "the same command tries it again")
         error.document = document  # type: ignore[attr-defined]
         raise error
+    if best is None and diverged:
+        raise DivergenceError(
+            f"every trial of '{experiment.name}' diverged, {diverged[0]['label']}: {diverged[0]['why']}"
+        )
     if best is None:
         limit = f" within {minutes:g} minutes" if minutes else ""
         raise ResourceError(f"no trial of '{experiment.name}' finished{limit}; the same command continues them")
@@ -123,6 +131,17 @@ def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str
     return [(trial, result) for trial, result in found if result is not None]
 
 
+def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
+    """Every trial of the plan whose loss was not finite: `label, method, options, seed, step, why`."""
+    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
+    notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in (*planned.fixed, *sampled))
+    return [
+        {"method": trial.method.name, "options": trial.method.options, "seed": trial.seed, **note}
+        for trial, note in notes
+        if note is not None
+    ]
+
+
 def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | None, deadline: float) -> list[Failure]:
     experiment, training = bench.experiment, bench.experiment.training
     todo = [trial for trial in planned.fixed if _is_open(bench, trial)]
@@ -138,7 +157,7 @@ def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | N
             failures += run_fixed(desk, todo, _left(deadline))
         for space in planned.spaces:
             failures += _explore(desk, space, deadline)
-    return failures
+    return [failure for failure in failures if not isinstance(failure.error, DivergenceError)]
 
 
 def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
@@ -175,14 +194,18 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
 
 
 def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
-    """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended."""
+    """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended.
+
+    One that diverged ended with Dice 0.
+    """
     found = []
     for path in sorted((bench.root / bench.experiment.name / "trials").glob("*/trial.json")):
         trial = Trial.model_validate(read_json(path)["trial"])
         if space.point(trial.method) is None or bench.folder(trial) != path.parent:
             continue
         ended = finished(path.parent) or read_json(path.parent / STOPPED)
-        found.append((trial, float(ended["val_dice"]) if ended else None))
+        diverged = 0.0 if (path.parent / DIVERGED).exists() else None
+        found.append((trial, float(ended["val_dice"]) if ended else diverged))
     return found
 
 
@@ -196,7 +219,7 @@ def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:
 
 def _is_open(bench: Workbench, trial: Trial) -> bool:
     folder = bench.folder(trial)
-    return finished(folder) is None and not (folder / STOPPED).exists()
+    return finished(folder) is None and not any((folder / note).exists() for note in (STOPPED, DIVERGED))
 
 
 def _left(deadline: float) -> float | None:
@@ -228,6 +251,12 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     root = arguments.root
     if "working_dir_files" in root.parts:
         warn(f"{root} lies in Ray's temporary copy of the job; give --root or DROPGEN_ROOT to keep the results")
+    if arguments.methods is not None:
+        from dropgen.tuning.comparison import command as compare  # the comparison stands on the search
+
+        return compare(arguments)
+    if arguments.defaults:
+        raise ConfigError("--defaults belongs to --methods, which names what to compare; add --methods all")
     if arguments.experiment is None:
         from dropgen.tuning.demo import demo_experiment  # the demo stands on the search
 
@@ -236,12 +265,16 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         experiment = experiment.model_copy(update={"methods": methods})
         precompute(experiment, load_study(experiment.study, root), root)
     else:
-        experiment = load_experiment(arguments.experiment, root, arguments.overrides)
+        experiment = trained_here(load_experiment(arguments.experiment, root, arguments.overrides))
+    if arguments.seeds is not None:
+        experiment = with_seeds(experiment, arguments.seeds)
     document = search(experiment, root, address=arguments.address, max_minutes=arguments.max_minutes)
     for trial in document["trials"]:
         mark = "" if trial["converged"] else ", not converged"
         say(f"{trial['label']}: val Dice {100 * trial['val_dice']:.1f}{mark}, "
             f"waited {100 * trial['data_wait']:.1f}% for data")  # fmt: skip
+    for trial in document["diverged"]:
+        say(f"{trial['label']}: diverged at step {trial['step']}")
     say(f"best: {document['chosen']}, registered as {document['model_uri']} from {document['champion']['folder']}")
     say(f"runs: mlflow ui --backend-store-uri {document['tracking_uri']}")
     if arguments.experiment is None:

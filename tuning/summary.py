@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dropgen.platform.evaluation.results import Group, group_rows
+from dropgen.platform.evaluation.results import Group, group_rows, points, ranking
+from dropgen.platform.methods import METHODS
 from dropgen.tuning.choice import PROPOSED, choose
 
 BASELINE = "erm"
@@ -20,8 +23,9 @@ def table_rows(results: Sequence[dict[str, Any]], evaluations: Mapping[str, Mapp
 
     Returns:
         `method, p` (None unless the method is DropGen)`, seed, steps, converged, val_dice, selected, source_dice,
-        target_dice` (mean over subjects of each unseen domain)`, data_wait` and where the trial lies. `selected` marks
-        the rows of the chosen DropGen hyperparameters, and no row of an experiment without DropGen.
+        target_dice` (mean over subjects of each unseen domain)`, data_wait, adaptation` (None) and where the trial and
+        its evaluation lie. `selected` marks the rows of the chosen DropGen hyperparameters, and no row of an experiment
+        without DropGen.
     """
     chosen = {result["key"] for result in choose(results).results if result["method"] == PROPOSED}
     return [
@@ -42,8 +46,103 @@ def table_rows(results: Sequence[dict[str, Any]], evaluations: Mapping[str, Mapp
             "commit": result["commit"],
             "trial": result["key"],
             "folder": result["folder"],
+            "adaptation": None,
+            "evaluation": str(Path(result["folder"]) / "evaluation"),
         }
         for result in results
+        if result["key"] in evaluations
+    ]
+
+
+def adapted_rows(
+    rows: Sequence[Mapping[str, Any]], adapted: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """One row per trial and test-time method that met: `method` is `erm+tent`, `adaptation` what was chosen.
+
+    Args:
+        rows: Of the plain trials.
+        adapted: From `evaluations.adapt_all`.
+
+    Returns:
+        Rows as `table_rows`; `val_dice` is that of the tuned prediction, `seconds` those of tuning.
+    """
+    return [
+        {
+            **row,
+            "method": f"{row['method']}+{summary['adaptation']['name']}",
+            "selected": False,
+            "val_dice": summary["adaptation"]["val_dice"],
+            "source_dice": summary["source_dice"],
+            "target_dice": dict(summary["target_dice"]),
+            "seconds": summary["adaptation"]["seconds"],
+            "adaptation": summary["adaptation"],
+            "evaluation": str(Path(row["folder"]) / f"evaluation-{label}"),
+        }
+        for label, summaries in adapted.items()
+        for row in rows
+        if "adaptation" in (summary := summaries.get(row["trial"], {}))
+    ]
+
+
+def absent_rows(
+    rows: Sequence[Mapping[str, Any]],
+    diverged: Sequence[Mapping[str, Any]],
+    adapted: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
+    """What has no result, with the reason: `method, options, seed, reason`.
+
+    Args:
+        rows: Of the plain trials.
+        diverged: From `search.known_divergences`.
+        adapted: From `evaluations.adapt_all`.
+    """
+    lost = [
+        {**{key: trial[key] for key in ("method", "options", "seed")}, "reason": f"diverged at step {trial['step']}"}
+        for trial in diverged
+    ]
+    refused = [
+        {
+            "method": f"{row['method']}+{label.partition(' ')[0]}",
+            "options": row["options"],
+            "seed": row["seed"],
+            "reason": f"unavailable: {summary['unavailable']}",
+        }
+        for label, summaries in adapted.items()
+        for row in rows
+        if "unavailable" in (summary := summaries.get(row["trial"], {}))
+    ]
+    return lost + refused
+
+
+def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, those of the best rank on unseen domains first, those without a rank last."""
+    places = sorted(ranking(group_rows(rows)), key=lambda place: math.inf if place.rank is None else place.rank)
+    return [dict(row) for place in places for row in place.group.rows]
+
+
+def ranking_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per line of the table: `name, method, rank, unseen, se, seeds`."""
+    return [
+        {
+            "name": place.group.name,
+            "method": place.group.method,
+            "rank": place.rank,
+            "unseen": place.unseen.mean,
+            "se": place.unseen.se,
+            "seeds": len(place.group.rows),
+        }
+        for place in ranking(group_rows(rows))
+    ]
+
+
+def seed_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for every method that is published as the best of its seeds: what that rule would have said."""
+    groups = [group for group in group_rows(rows) if len(group.rows) > 1 and group.method in METHODS]
+    return [
+        f"{group.name} is published as the best of its seeds on validation, here seed {group.lead['seed']} with "
+        f"{points(group.lead_value('unseen'))} on unseen domains; its row, as every other, is the mean over seeds."
+        for group in groups
+        if METHODS[group.method].best_seed
     ]
 
 

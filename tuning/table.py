@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dropgen.manifest import write_json
-from dropgen.platform.evaluation.results import Group, group_rows
+from dropgen.platform.evaluation.results import ABSENT, Group, absent_name, group_rows, most_wait, ranking
 
-LEAST_WIDTH = 120  # characters; a pipe counts as 80, which would wrap every cell
+LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
+LOCAL = ("folder", "evaluation")  # paths of one machine
 
 
-def terminal(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Dice x 100, one line per method and p, mean ± SE over seeds where there are several."""
+def terminal(rows: Sequence[Mapping[str, Any]], absent: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Dice x 100, one line per method and p, mean ± SE over seeds where there are several; then what is absent."""
     first, *others = _header(rows)
     table = Table(first, title="Dice x 100")
     for name in others:
@@ -28,14 +29,15 @@ def terminal(rows: Sequence[Mapping[str, Any]]) -> str:
     console.width = max(console.width, LEAST_WIDTH)
     with console.capture() as text:
         console.print(table)
-    return text.get().rstrip()
+    return "\n".join([text.get().rstrip(), *(f"{absent_name(row)}: {row['reason']}" for row in absent)])
 
 
 def write_results(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
-    rows = [{name: value for name, value in row.items() if name != "folder"} for row in summary["table"]]
+    rows = [{name: value for name, value in row.items() if name not in LOCAL} for row in summary["table"]]
     told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
-    write_json(folder / "results.json", told | {"table": rows})
+    rest = {name: summary[name] for name in ("ranking", "absent", "notes")}
+    write_json(folder / "results.json", told | {"table": rows} | rest)
     page = folder / "results.md"
     page.write_text(markdown(summary))
     return page
@@ -44,11 +46,14 @@ def write_results(folder: Path, summary: Mapping[str, Any]) -> Path:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The finding, the table and what it cost, as a page."""
     rows = summary["table"]
-    header = _header(rows)
+    header = [*_header(rows), "minutes"]
     lines = [" | ".join([*cells, _minutes(group)]) for group, cells in _lines(rows)]
+    empty = [ABSENT] * (len(header) - 3)
+    lines += [" | ".join([absent_name(row), *empty, row["reason"], ABSENT]) for row in summary["absent"]]
     seeds = sorted({row["seed"] for row in rows})
     seconds = summary["computed_seconds"]
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
+    adapted = any(row["adaptation"] for row in rows)
     return "\n".join([
         f"# {summary['experiment']}",
         "",
@@ -56,14 +61,16 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "",
         f"Dice x 100, mean over subjects{', then mean ± SE over seeds' if len(seeds) > 1 else ''} "
         f"(seeds {', '.join(map(str, seeds))}). The chosen row has the best validation Dice of DropGen's; "
-        "minutes are those of one training.",
+        f"minutes are those of one training{', or of tuning one test-time method' if adapted else ''}. "
+        "The rank is by the unseen mean, ties share the best one.",
         "",
-        f"| {' | '.join([*header, 'minutes'])} |",
-        f"|---{'|--:' * len(header)}|",
+        f"| {' | '.join(header)} |",
+        f"|---{'|--:' * (len(header) - 1)}|",
         *(f"| {line} |" for line in lines),
         "",
+        *(line for note in summary["notes"] for line in (note, "")),
         f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}, "
-        f"at most {100 * max(row['data_wait'] for row in rows):.1f}% of their time spent waiting for data. "
+        f"at most {100 * most_wait(rows):.1f}% of their time spent waiting for data. "
         f"Time: {sum(seconds.values()):.0f} s ({spent}). "
         f"Commit: {', '.join(sorted({row['commit'] for row in rows}))}.",
         "",
@@ -71,14 +78,23 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _header(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return ["method", "validation", "source", *_domains(rows), "unseen mean", "converged"]
+    return ["method", "validation", "source", *_domains(rows), "unseen mean", "rank", "converged"]
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Group, list[str]]]:
     columns = ["val_dice", "source_dice", *_domains(rows), "unseen"]
+    seeds = len({row["seed"] for row in rows})
     return [
-        (group, [_name(group), *(_cell(group, column) for column in columns), _converged(group)])
-        for group in group_rows(rows)
+        (
+            place.group,
+            [
+                _name(place.group, seeds),
+                *(_cell(place.group, column) for column in columns),
+                ABSENT if place.rank is None else str(place.rank),
+                _converged(place.group),
+            ],
+        )
+        for place in ranking(group_rows(rows))
     ]
 
 
@@ -86,14 +102,16 @@ def _domains(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({name for row in rows for name in row["target_dice"]})
 
 
-def _name(group: Group) -> str:
-    return f"{group.name} (chosen)" if group.selected else group.name
+def _name(group: Group, seeds: int) -> str:
+    marks = ["chosen"] if group.selected else []
+    marks += [f"{len(group.rows)} of {seeds} seeds"] if len(group.rows) < seeds else []
+    return f"{group.name} ({', '.join(marks)})" if marks else group.name
 
 
 def _cell(group: Group, column: str) -> str:
     spread = group.spread(column)
     if spread.mean is None:
-        return "–"
+        return ABSENT
     return f"{100 * spread.mean:.1f}" + ("" if spread.se is None else f" ± {100 * spread.se:.1f}")
 
 

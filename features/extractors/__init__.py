@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
 from dropgen.features.extractors.anatomix import Anatomix
+from dropgen.features.extractors.identity import Identity
 from dropgen.features.extractors.mind import Mind
+from dropgen.features.extractors.nninteractive import NnInteractive
+from dropgen.features.extractors.random_conv import RandomConv
 from dropgen.features.extractors.tiles import WORKING_BYTES, Box, Tile, legal_shape, tiles
 from dropgen.features.symmetry import AxisSymmetry
 
@@ -24,6 +28,7 @@ class Extractor(Protocol):
 
     Attributes:
         name: Registry name.
+        source: Where it is published.
         channels: Number of feature channels C.
         multiple: Every axis must be divisible by this.
         min_size: Every axis must be at least this.
@@ -31,6 +36,7 @@ class Extractor(Protocol):
     """
 
     name: str
+    source: ClassVar[str]
     channels: int
     multiple: int
     min_size: int
@@ -58,7 +64,15 @@ class Extractor(Protocol):
         """Raw features `[B, C, X, Y, Z]`, float32, without gradient."""
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"mind": Mind, "anatomix": Anatomix}
+EXTRACTORS: dict[str, type[Extractor]] = {
+    extractor.name: extractor for extractor in (Mind, Anatomix, NnInteractive, Identity, RandomConv)
+}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a registered extractor as an experiment names them, with their defaults."""
+    parameters = inspect.signature(EXTRACTORS[name]).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key != "device"}
 
 
 def build(component: Component, device: str = "cpu") -> Extractor:
@@ -70,13 +84,13 @@ def build(component: Component, device: str = "cpu") -> Extractor:
     """
     if component.name not in EXTRACTORS:
         raise ConfigError(f"unknown extractor '{component.name}'{closest(component.name, EXTRACTORS)}")
-    factory = EXTRACTORS[component.name]
-    options: dict[str, Any] = component.options
-    known = [name for name in factory.__init__.__annotations__ if name not in ("return", "device")]
-    for key in options:
+    known = options(component.name)
+    for key in component.options:
         if key not in known:
-            raise ConfigError(f"unknown option '{key}' of extractor '{component.name}'{closest(key, known)}")
-    return factory(**options, device=device)
+            hint = closest(key, known) if known else "; it has none"
+            raise ConfigError(f"unknown option '{key}' of extractor '{component.name}'{hint}")
+    factory: Callable[..., Extractor] = EXTRACTORS[component.name]
+    return factory(**component.options, device=device)
 
 
 def instance_norm(features_bcxyz: Tensor) -> Tensor:

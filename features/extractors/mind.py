@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -38,8 +39,13 @@ class Mind:
     """
 
     name = "mind"
+    source: ClassVar[str] = "Heinrich et al., Towards Realtime Multimodal Fusion ... Self-Similarities, MICCAI 2013"
     multiple = 1
     min_size = 1
+    source = (
+        "Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities, "
+        "MICCAI 2013"
+    )
 
     def __init__(self, dilations: Sequence[int] = (1,), device: str = "cpu") -> None:
         values: Sequence[object] = dilations  # a YAML file may hold anything

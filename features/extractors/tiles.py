@@ -102,9 +102,8 @@ def _widened(core: slice, halo: int, multiple: int, end: int) -> slice:
 
 def _halo(extractor: Extractor) -> int:
     """The extractor's halo on its grid; wide enough that the smallest tile is legal."""
-    if extractor.halo == "global":
-        return 0
-    return _up(max(extractor.halo, extractor.min_size - extractor.multiple), extractor.multiple)
+    context = 0 if extractor.halo == "global" else extractor.halo  # one tile has no neighbours
+    return _up(max(context, extractor.min_size - extractor.multiple), extractor.multiple)
 
 
 def _up(size: int, multiple: int) -> int:

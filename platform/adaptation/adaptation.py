@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.features.studies.prepare import Prepared
 from dropgen.platform.methods import Method
 from dropgen.platform.segmenter import Segmenter
@@ -58,7 +59,10 @@ class Adaptation(ABC):
 
     Attributes:
         name: Registry name.
+        acts_on: What it changes: "layers", "weights" or "logits".
+        adapts: The models that it is published for, which a comparison of all methods therefore trains.
         needs_stable: Whether it needs a RepOnly model beside the one that is adapted.
+        copies: float32 volumes of every class that it holds beside those of a plain prediction.
         search_space: For each hyperparameter the values that are tried on the validation cases; among equally good
             ones the first in this order is taken.
         source: Where it is published.
@@ -66,7 +70,10 @@ class Adaptation(ABC):
 
     kind: ClassVar[str] = "adaptation"
     name: ClassVar[str]
+    acts_on: ClassVar[str]
+    adapts: ClassVar[tuple[Component, ...]]
     needs_stable: ClassVar[bool] = False
+    copies: ClassVar[float] = 0.0
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]]
     source: ClassVar[str]
 

@@ -40,6 +40,11 @@ class AdaptedSegmenter(Segmenter):
         """Channels of the features that either network reads."""
         return max(model.feature_channels for model in (self._model, self._stable) if model is not None)
 
+    @property
+    def class_copies(self) -> float:
+        """Those of the test-time method."""
+        return self.adaptation.copies
+
     def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
         """What the adaptation made of the volume: logits or probabilities, whose argmax is the mask."""
         target = Target(self._model, self._stable, prepared, features)

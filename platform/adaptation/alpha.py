@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
-from dropgen.platform.adaptation.checks import require_choice, require_share
 from dropgen.platform.methods import Method
+from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.erm import Erm
 
 
@@ -33,14 +34,17 @@ class Alpha(Adaptation):
     normalise: str = "none"
 
     name: ClassVar[str] = "alpha"
+    acts_on: ClassVar[str] = "logits"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"),)
     needs_stable: ClassVar[bool] = True
+    copies: ClassVar[float] = 3.0  # the stable logits, and both sides times their weights
     # From the stable side down, so that the larger one of equally good weights is taken.
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"alpha": tuple(i / 10 for i in range(10, -1, -1))}
     source: ClassVar[str] = "the DropGen paper's fusion baseline"
 
     def __post_init__(self) -> None:
-        require_share(self, "alpha")
-        require_choice(self, "normalise", ("none", "logsoftmax"))
+        require_number(self.name, "alpha", self.alpha, "[0, 1]")
+        require_choice(self.name, "normalise", self.normalise, ("none", "logsoftmax"))
 
     @classmethod
     def suits(cls, method: Method) -> bool:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters
 from dropgen.platform.adaptation.boosting import boost
-from dropgen.platform.adaptation.checks import require_choice, require_count, require_positive
 from dropgen.platform.adaptation.crops import draw_crop
 from dropgen.platform.adaptation.temperature import fit_temperature
 from dropgen.platform.methods import Method
+from dropgen.platform.methods.checks import require_choice, require_count, require_number
 from dropgen.platform.methods.erm import Erm
 from dropgen.platform.segmenter import Segmenter
 
@@ -46,7 +47,10 @@ class Sfb(Adaptation):
     temperature: float | None = None
 
     name: ClassVar[str] = "sfb"
+    acts_on: ClassVar[str] = "weights"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"),)
     needs_stable: ClassVar[bool] = True
+    copies: ClassVar[float] = 2.5  # the stable logits, and in float16 p_S, the last Q and the next
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "steps": (5, 10, 20),
         "learning_rate": (1e-5, 1e-4, 1e-3),
@@ -54,12 +58,12 @@ class Sfb(Adaptation):
     source: ClassVar[str] = "Eastwood et al., Spuriosity Didn't Kill the Classifier, NeurIPS 2023"
 
     def __post_init__(self) -> None:
-        require_count(self, "steps", at_least=0)
-        require_positive(self, "learning_rate")
-        require_count(self, "rounds", at_least=1)
-        require_choice(self, "parameters", ("all", "bn"))
+        require_count(self.name, "steps", self.steps, at_least=0)
+        require_number(self.name, "learning_rate", self.learning_rate, "(0, inf)")
+        require_count(self.name, "rounds", self.rounds, at_least=1)
+        require_choice(self.name, "parameters", self.parameters, ("all", "bn"))
         if self.temperature is not None:
-            require_positive(self, "temperature")
+            require_number(self.name, "temperature", self.temperature, "(0, inf)")
 
     @classmethod
     def suits(cls, method: Method) -> bool:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dropgen.config import Component
 from dropgen.errors import ConfigError
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters, use_batch_statistics
-from dropgen.platform.adaptation.checks import require_choice, require_count, require_positive
 from dropgen.platform.adaptation.crops import draw_crop
 from dropgen.platform.methods import Method
+from dropgen.platform.methods.checks import require_choice, require_count, require_number
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.erm import Erm
 from dropgen.platform.segmenter import Segmenter
@@ -59,6 +60,8 @@ class Tent(Adaptation):
     bn_stats: str = "batch"
 
     name: ClassVar[str] = "tent"
+    acts_on: ClassVar[str] = "layers"
+    adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"), Component.of("dropgen", p=0.0))
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "learning_rate": (1e-5, 1e-4, 1e-3, 1e-2),
         "steps": (1, 5, 10, 20),
@@ -67,10 +70,10 @@ class Tent(Adaptation):
     source: ClassVar[str] = "Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021"
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate")
-        require_count(self, "steps", at_least=0)
-        require_count(self, "crops", at_least=1)
-        require_choice(self, "bn_stats", ("batch", "source"))
+        require_number(self.name, "learning_rate", self.learning_rate, "(0, inf)")
+        require_count(self.name, "steps", self.steps, at_least=0)
+        require_count(self.name, "crops", self.crops, at_least=1)
+        require_choice(self.name, "bn_stats", self.bn_stats, ("batch", "source"))
 
     @classmethod
     def suits(cls, method: Method) -> bool:

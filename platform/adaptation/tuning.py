@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,31 +26,38 @@ class Labelled:
     label: np.ndarray
 
 
-def tune(component: Component, cases: Callable[[], Iterable[Labelled]]) -> tuple[Adaptation, float]:
+def combinations(component: Component) -> list[dict[str, Any]]:
+    """Every combination of the search space; options that the component gives are not searched."""
+    space = ADAPTATIONS[component.name].search_space
+    free = {key: values for key, values in space.items() if key not in component.options}
+    return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+
+
+def tune(
+    component: Component, cases: Callable[[], Iterable[Labelled]], on_try: Callable[[], None] = lambda: None
+) -> tuple[Adaptation, float]:
     """The combination of the search space with the best mean validation Dice, the first among equals.
 
-    Options that the component gives are not searched. Volumes are visited one at a time and every combination tried
-    on each, so that predictions which do not depend on the hyperparameters are made once.
+    Volumes are visited one at a time and every combination tried on each, so that predictions which do not depend on
+    the hyperparameters are made once.
 
     Args:
         component: Name and given options.
         cases: Starts a pass over the validation volumes; one for what is fitted, one for the search.
+        on_try: Called after every combination on every volume.
 
     Returns:
         The method with the values chosen, and its mean Dice in 0..1.
     """
     calibrated = build(component).calibrated((one.target, one.label) for one in cases())
-    free = {k: v for k, v in ADAPTATIONS[component.name].search_space.items() if k not in component.options}
-    grid = [
-        dataclasses.replace(calibrated, **dict(zip(free, values, strict=True)))
-        for values in itertools.product(*free.values())
-    ]
+    grid = [dataclasses.replace(calibrated, **values) for values in combinations(component)]
     scores: list[list[tuple[Scored, np.ndarray]]] = [[] for _ in grid]
     for one in cases():
         classes = len(one.target.model.spec.classes)
         for adaptation, scored in zip(grid, scores, strict=True):
             mask = adaptation.scores(one.target, np.random.default_rng(SEED)).argmax(dim=0).numpy()
             scored.append((one.case, dice(mask, one.label, classes)))
+            on_try()
     means = [mean_dice(scored) for scored in scores]
     best = max(range(len(grid)), key=lambda i: -math.inf if math.isnan(means[i]) else means[i])
     return grid[best], means[best]

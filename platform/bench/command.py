@@ -23,6 +23,7 @@ from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 STEP_CROP = 64
 TAKEN_BY = {
     "shape": ("store", "precompute"), "channels": ("store",), "crops": ("store", "step"), "workers": ("precompute",),
+    "methods": ("step",),
 }  # fmt: skip
 
 
@@ -105,16 +106,22 @@ def _step(arguments: argparse.Namespace) -> dict[str, Any]:
     found = machine()
     with _scratch(arguments.root) as folder, progress("blocks") as bars:
         task = bars.add_task("bench step", total=None, note="preparing")
-        experiment = prepare(folder, crop, arguments.overrides)
-        contenders = contenders_of(experiment, folder)
+        experiment = prepare(folder, crop, arguments.overrides, arguments.methods)
+        contenders, unavailable = contenders_of(experiment, folder)
         bars.update(task, total=repeats * len(contenders), note="")
-        rows = bench_step(contenders, repeats, lambda: bars.update(task, advance=1))
+        rows = bench_step(contenders, repeats, lambda: bars.update(task, advance=1)) + unavailable
     for row in rows:
-        say(f"{row['method']:16} {row['features']:7} {row['median_s']:8.3f} s a step, {row['ratio_to_erm']:.3f} x ERM, "
-            f"waits {100 * row['data_wait']:.1f}% for data")  # fmt: skip
+        say(f"{row['method']:18} {row['features']:7} {_step_time(row)}")
     trained = {key: value for key, value in to_json(experiment).items() if key != "study"}  # its folder is gone
     settings = {"crop": crop, "repeats": repeats, "experiment": trained}
     return write_record(arguments.root, "step", settings, rows, found)
+
+
+def _step_time(row: Mapping[str, Any]) -> str:
+    if row["unavailable"]:
+        return f"unavailable: {row['unavailable']}"
+    waits = f"waits {100 * row['data_wait']:.1f}% for data"
+    return f"{row['median_s']:8.3f} s a step, {row['ratio_to_erm']:.3f} x ERM, {waits}"
 
 
 def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dropgen.config import Component, Experiment, Trial
@@ -13,7 +14,7 @@ from dropgen.features.studies.study import validation_cases
 from dropgen.platform import methods
 from dropgen.platform.adaptation import Target, build
 from dropgen.platform.adaptation.adapted import AdaptedSegmenter, require_models
-from dropgen.platform.adaptation.tuning import Labelled, tune
+from dropgen.platform.adaptation.tuning import Labelled, combinations, tune
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.bench import Workbench, trials_of
 
@@ -54,14 +55,26 @@ def stable_trial(experiment: Experiment, trial: Trial, adapt: Component | None) 
     return found[0]
 
 
+def tries(bench: Workbench, adapt: Component) -> int:
+    """How many predictions it takes to tune a test-time method: every combination on every validation case."""
+    return len(combinations(adapt)) * len(validation_cases(bench.study, bench.experiment.selection.rule))
+
+
 def adapt_trial(
-    bench: Workbench, model: Segmenter, stable_trial: Trial | None, adapt: Component
+    bench: Workbench, model: Segmenter, stable_trial: Trial | None, adapt: Component, on_try: Callable[[], None]
 ) -> tuple[AdaptedSegmenter, dict[str, Any]]:
     """Tunes a test-time method on the validation cases of the selection rule.
 
+    Args:
+        bench: The opened experiment.
+        model: What is adapted.
+        stable_trial: The trial beside it, where the method needs one.
+        adapt: The method; what of its search space it leaves open is tuned.
+        on_try: Called after every prediction of the search, of which there are `tries`.
+
     Returns:
         The segmenter with the values chosen, and `{"adaptation": ...}` for the summary: name, options, label (which
-        `--adapt` takes), validation Dice, and the stable trial.
+        `--adapt` takes), validation Dice, the stable trial, and the seconds that tuning took.
     """
     stable = None if stable_trial is None else Segmenter.load(bench.bundle(stable_trial), model.device)
     require_models(build(adapt), model, stable)
@@ -72,7 +85,8 @@ def adapt_trial(
             prepared, features, label = bench.stored(case, *methods_of_both)
             yield Labelled(case, Target(model, stable, prepared, features), label)
 
-    adaptation, val_dice = tune(adapt, cases)
+    began = time.perf_counter()
+    adaptation, val_dice = tune(adapt, cases, on_try)
     options = {key: value for key, value in dataclasses.asdict(adaptation).items() if value is not None}
     record = {
         "name": adapt.name,
@@ -80,5 +94,6 @@ def adapt_trial(
         "label": Component.of(adapt.name, **options).label,
         "val_dice": None if math.isnan(val_dice) else val_dice,
         "stable": None if stable_trial is None else stable_trial.label,
+        "seconds": round(time.perf_counter() - began, 2),
     }
     return AdaptedSegmenter(adaptation, model, stable), {"adaptation": record}

@@ -50,7 +50,7 @@ def curves(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure
             )
             drawn.setdefault(name, line)
     for axis, title in zip(panels, ("Training loss (Dice + cross-entropy)", "Validation Dice, percent"), strict=True):
-        _style(axis)
+        style_axis(axis)
         axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=8)
         axis.set_xlabel("step", fontsize=9, color=MUTED)
         axis.set_xlim(left=0)
@@ -81,7 +81,7 @@ def domain_dots(lines: Sequence[Line]) -> Figure:
         label.set_fontweight("bold" if line.selected else "normal")
     axis.set_ylim(-0.6, len(lines) - 0.4)
     axis.set_xlabel("Dice, percent", fontsize=9, color=MUTED)
-    _style(axis)
+    style_axis(axis)
     axis.grid(axis="y", visible=False)
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -117,7 +117,8 @@ def data_uri(figure: Figure, kind: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _style(axis: Axes) -> None:
+def style_axis(axis: Axes) -> None:
+    """A light grid and the bottom line, without ticks."""
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.spines["bottom"].set_color(RULE)
     axis.grid(color=RULE, lw=0.8)

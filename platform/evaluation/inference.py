@@ -8,6 +8,8 @@ Either way the instance norm is the network input's own first step, so its stati
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
@@ -36,7 +38,7 @@ def predict_logits(
 
     Args:
         network: In eval mode.
-        method: Builds the network's input from image and features.
+        method: Builds the network's input from image and features, and has the last word on the whole.
         prepared: At least `crop` voxels along every axis.
         features_cxyz: Raw features of the whole volume, or None.
         window_extractor: Extracts features in each window instead; None when they are given or not needed.
@@ -47,17 +49,19 @@ def predict_logits(
     Returns:
         `[K, X, Y, Z]` float32 on the prepared grid.
     """
+    whole_1cxyz = side_by_side(prepared.unit, features_cxyz)
 
-    def window_logits(window_bcxyz: Tensor) -> Tensor:
-        logits: Tensor = network(window_input(method, prepared, window_bcxyz, window_extractor))
-        return logits.float()
+    def over_windows(predict: Callable[[Tensor], Tensor]) -> Tensor:
+        def window_logits(window_bcxyz: Tensor) -> Tensor:
+            return predict(window_input(method, prepared, window_bcxyz, window_extractor)).float()
 
-    blended = sliding_window_inference(
-        side_by_side(prepared.unit, features_cxyz),
-        crop, WINDOWS_AT_ONCE, window_logits, overlap, mode="constant", sw_device=device, device="cpu",
-    )  # fmt: skip
-    assert isinstance(blended, Tensor)
-    return blended[0]
+        blended = sliding_window_inference(
+            whole_1cxyz, crop, WINDOWS_AT_ONCE, window_logits, overlap, mode="constant", sw_device=device, device="cpu"
+        )
+        assert isinstance(blended, Tensor)
+        return blended[0]
+
+    return method.predict(network, over_windows)
 
 
 def side_by_side(unit_xyz: np.ndarray, features_cxyz: np.ndarray | None) -> Tensor:

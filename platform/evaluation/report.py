@@ -23,7 +23,18 @@ from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import read_json
 from dropgen.platform.evaluation import charts
 from dropgen.platform.evaluation.overlays import Picture, overlay
-from dropgen.platform.evaluation.results import ABSENT, Group, Row, ScoredCase, group_rows, points, scored_cases
+from dropgen.platform.evaluation.results import (
+    ABSENT,
+    Group,
+    Row,
+    ScoredCase,
+    absent_name,
+    group_rows,
+    most_wait,
+    points,
+    ranking,
+    scored_cases,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PATHS = ("model_uri", "tracking_uri", "store", "segmentations", "report")
@@ -55,16 +66,19 @@ def write_report(
         page: The HTML file.
         experiment: Printed with the page, so that it can be run again.
         study: Where images and ground truth are.
-        rows: One per trial: `method, p, seed, steps, converged, val_dice, selected, source_dice, target_dice`,
-            the method's `options`, and `folder`, where the trial's `result.json` and `evaluation/` lie. Dice in 0..1.
+        rows: One per trial, and one for every test-time method on a trial.
         headline: The finding in one sentence.
-        context: Beyond the table: `computed_seconds` per stage, `commit`, `command`, `versions`, and addresses.
+        context: Beyond the table: what is `absent` from it, `notes`, `computed_seconds` per stage, `commit`, `command`,
+            `versions`, and addresses.
     """
     groups = group_rows(rows)
-    chosen = next((group for group in groups if group.selected), max(groups, key=lambda group: group.lead["val_dice"]))
+    trained = [group for group in groups if group.rows[0]["adaptation"] is None]
+    chosen = next((group for group in groups if group.selected), max(trained, key=lambda group: group.lead["val_dice"]))
     scored = scored_cases(Path(chosen.lead["folder"]))
     names = {id(row): group.name for group in groups for row in group.rows}
-    results = [(read_json(Path(row["folder"]) / "result.json"), names[id(row)]) for row in rows]
+    results = [
+        (read_json(Path(row["folder"]) / "result.json"), names[id(row)]) for group in trained for row in group.rows
+    ]
     cases = {case.id: case for case in study.cases}
     pictures, note = _pictures(chosen, groups, scored, cases, study)
     values = {
@@ -80,7 +94,11 @@ def write_report(
         **_table(groups, scored, study.train_domains),
         "dots": charts.data_uri(charts.domain_dots([_line(group) for group in groups]), "svg"),
         "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
-        "trained": _training_note(rows, max(result["data_wait"] for result, _ in results)),
+        "absent": [(absent_name(row), row["reason"]) for row in context.get("absent", ())],
+        "notes": context.get("notes", ()),
+        "trained": _training_note(
+            [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
+        ),
         "pictures": pictures,
         "picture_note": note,
         "chosen": f"{chosen.name}, seed {chosen.lead['seed']}",
@@ -128,6 +146,7 @@ def _table(groups: Sequence[Group], scored: Sequence[ScoredCase], train_domains:
         column: max((points(spreads[group.name, column].mean) for group in groups), key=_rank) for column in columns
     }
     first_domain = domains[0] if domains else None
+    places = {place.group.name: ABSENT if place.rank is None else place.rank for place in ranking(groups)}
 
     def cell(group: Group, column: str) -> dict[str, Any]:
         spread = spreads[group.name, column]
@@ -148,6 +167,7 @@ def _table(groups: Sequence[Group], scored: Sequence[ScoredCase], train_domains:
                 "name": group.name,
                 "selected": group.selected,
                 "converged": all(row["converged"] for row in group.rows),
+                "rank": places[group.name],
                 "cells": [cell(group, column) for column in columns],
             }
             for group in groups
@@ -161,7 +181,7 @@ def _rank(text: str) -> float:
 
 def _subject_error(row: Row, column: str) -> float | None:
     """Standard error over the subjects of one domain, where a single seed gives none over seeds."""
-    domains = (read_json(Path(row["folder"]) / "evaluation" / "summary.json") or {}).get("domains", {})
+    domains = (read_json(Path(row["evaluation"]) / "summary.json") or {}).get("domains", {})
     if column == "source_dice":
         sources = [spread for name, spread in domains.items() if name not in row["target_dice"]]
         return sources[0]["se"] if len(sources) == 1 else None

@@ -30,11 +30,14 @@ NAMES = {
     "finetune_extractor": "Finetune extractor",
     "finetune_decoder": "Finetune decoder",
     "finetune_scratch": "Finetune from scratch",
+    "nnunet": "nnU-Net",
 }
+NAMES |= {"tent": "TENT", "sfb": "SFB", "alpha": "Alpha Tuning", "nnunet": "nnU-Net"}
 ABSENT = "–"
 
 # A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,
-# target_dice (mean over subjects of each unseen domain) and folder. Dice in 0..1.
+# target_dice (mean over subjects of each unseen domain), adaptation (None, or what a test-time method chose), and
+# where the trial and its evaluation lie. Dice in 0..1.
 Row = Mapping[str, Any]
 
 
@@ -56,6 +59,10 @@ class Group:
         """The seed with the best validation Dice."""
         return max(self.rows, key=lambda row: float(row["val_dice"]))
 
+    def lead_value(self, column: str) -> float:
+        """That seed's value of a column, as `spread` names them; NaN where there is none."""
+        return _value(self.lead, column)
+
     def spread(self, column: str) -> Spread:
         """Over seeds, 0..1: "val_dice", "source_dice", an unseen domain, or "unseen" for their mean."""
         return Spread.of(_value(row, column) for row in self.rows)
@@ -65,12 +72,42 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     """Puts the seeds of each method with the same options together, in order of first appearance."""
     members: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        members.setdefault((row["method"], _name(row)), []).append(row)
+        members.setdefault((row["method"], display_name(row)), []).append(row)
     return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
 
 
-def _name(row: Row) -> str:
-    """How people write it: "DropGen p = 0.5", "DropGen + GIN p = 0.5"."""
+def most_wait(results: Iterable[Row]) -> float:
+    """The largest share of training time that went by waiting for data; another program's trials do not know theirs."""
+    return max(float(result["data_wait"]) for result in results if result["data_wait"] is not None)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A group's place among all of a table.
+
+    Attributes:
+        rank: 1 for the best mean Dice on unseen domains; equals share the best rank. None without such a Dice.
+        unseen: That mean over seeds, 0..1, with its standard error.
+    """
+
+    group: Group
+    rank: int | None
+    unseen: Spread
+
+
+def ranking(groups: Iterable[Group]) -> list[Rank]:
+    """Ranks by unseen-domain Dice as it is printed: what reads alike in percent points is equal."""
+    spreads = [(group, group.spread("unseen")) for group in groups]
+    printed = [None if spread.mean is None else round(100 * spread.mean, 1) for _, spread in spreads]
+    known = [value for value in printed if value is not None]
+    return [
+        Rank(group, None if value is None else 1 + sum(other > value for other in known), spread)
+        for (group, spread), value in zip(spreads, printed, strict=True)
+    ]
+
+
+def display_name(row: Row) -> str:
+    """How people write it: "DropGen p = 0.5", "DropGen + GIN p = 0.5", "ERM + TENT"."""
     options = {"p": row["p"], **row["options"]}
     said = ", ".join(
         f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
@@ -79,6 +116,12 @@ def _name(row: Row) -> str:
     )
     method = " + ".join(NAMES.get(part, part) for part in row["method"].split("+"))
     return f"{method} {said}".strip()
+
+
+def absent_name(row: Row) -> str:
+    """What has no result: the method, and the seed where others may have one."""
+    name = display_name({"p": None, **row})
+    return name if row["seed"] is None else f"{name}, seed {row['seed']}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What methods refuse before anything is computed, each in one sentence."""
+"""What methods, test-time methods too, refuse before anything is computed, each in one sentence."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def require_number(method: str, key: str, value: object, interval: str) -> None:
     )
     if not legal:
         raise ConfigError(f"{method}: {key} = {value!r} must be a number in {interval}")
+
+
+def require_count(method: str, key: str, value: object, at_least: int) -> None:
+    """Checks a hyperparameter that counts something.
+
+    Raises:
+        ConfigError: The value is no whole number of at least `at_least`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(f"{method}: {key} = {value!r} must be a whole number of at least {at_least}")
 
 
 def require_choice(method: str, key: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,8 +1,10 @@
-"""`dropgen methods`: lists methods and extractors, or prints an experiment to start from."""
+"""`dropgen methods`: lists everything that can be compared, or prints an experiment to start from."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -10,37 +12,41 @@ import yaml
 
 from dropgen.config import Component
 from dropgen.console import say
-from dropgen.features.extractors import EXTRACTORS
-from dropgen.platform.methods import METHODS, build
+from dropgen.platform.catalogue import Entry, catalogue
+from dropgen.platform.methods import build
+from dropgen.platform.methods.page import markdown
+
+HEADINGS = {
+    "method": "methods",
+    "ablation": "ablations",
+    "composition": "compositions",
+    "adaptation": "test-time methods (dropgen evaluate --adapt)",
+    "extractor": "extractors (features.extractor)",
+    "external": "external baselines",
+}
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prints one line per method and extractor; with `--yaml NAME` an experiment with its search space."""
+    """One line per part, the page `docs/methods.md`, or with `--yaml NAME` an experiment with its search space."""
     if arguments.yaml:
         experiment = starting_point(arguments.yaml)
         say(yaml.safe_dump(experiment, sort_keys=False).rstrip())
         return {"experiment": experiment}
-    methods = [describe(name) for name in METHODS]
-    width = max(map(len, METHODS))
-    for method in methods:
-        options = ", ".join(f"{key}={value}" for key, value in method["hyperparameters"].items()) or "none"
-        say(f"{method['name']:{width}} acts on {method['acts_on']:8} hyperparameters: {options}")
-    say(f"extractors: {', '.join(EXTRACTORS)}")
-    return {"methods": methods, "extractors": sorted(EXTRACTORS)}
+    entries = catalogue()
+    say(markdown(entries).rstrip() if arguments.markdown else listing(entries))
+    return {"methods": [dataclasses.asdict(entry) for entry in entries]}
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What a registered method is, as plain values."""
-    method = build(Component.of(name))
-    return {
-        "name": name,
-        "kind": "method",
-        "acts_on": method.acts_on,
-        "hyperparameters": METHODS[name].options(),
-        "search_space": {key: list(values) for key, values in method.search_space.items()},
-        "needs_features": method.needs_features,
-        "source": method.source,
-    }
+def listing(entries: tuple[Entry, ...]) -> str:
+    """The parts under a heading for each kind: name, where it acts, hyperparameters with their defaults."""
+    width = max(len(entry.name) for entry in entries)
+    lines = []
+    for kind, members in itertools.groupby(entries, key=lambda entry: entry.kind):
+        lines += ["", f"{HEADINGS[kind]}:"]
+        for entry in members:
+            options = ", ".join(f"{key}={value}" for key, value in entry.hyperparameters.items()) or "–"
+            lines.append(f"  {entry.name:{width}}  {entry.acts_on:10}  {options}")
+    return "\n".join(lines).strip()
 
 
 def starting_point(name: str) -> dict[str, Any]:

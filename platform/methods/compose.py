@@ -34,6 +34,7 @@ def under_dropgen(method: type[Method]) -> type[Method]:
 
         inner: Method = field(kw_only=True)
 
+        kind: ClassVar[str] = "composition"
         name: ClassVar[str] = f"{DropGen.name}+{method.name}"
         needs_online: ClassVar[bool] = method.needs_online
         search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from dropgen.errors import ConfigError
-from dropgen.platform.methods.checks import require_number
+from dropgen.platform.methods.checks import require_count, require_number
 from dropgen.platform.methods.method import Method
 
 BLANK = 0.5  # zero, had the unit scale [0, 1] been shifted to zero mean
@@ -43,8 +42,7 @@ class CutOut(Method):
     def __post_init__(self) -> None:
         require_number(self.name, "p", self.p, "[0, 1]")
         require_number(self.name, "fraction", self.fraction, "(0, 1)")
-        if type(self.n_holes) is not int or self.n_holes < 1:
-            raise ConfigError(f"cutout: n_holes = {self.n_holes!r} must be a whole number of at least 1")
+        require_count(self.name, "n_holes", self.n_holes, at_least=1)
 
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]

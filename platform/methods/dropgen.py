@@ -9,10 +9,12 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from dropgen.features.unet import UNet
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion
+from dropgen.platform.methods.survivors import over_survivors
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class DropGen(Joint):
         it reached 1e16, and training ended in NaN.
         """
         u = self.inputs(batch.image_bcxyz, batch.features_bcxyz)
-        if self.p > 0:
-            u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
-        loss = criterion(network(u), batch.label_bcxyz)
+        if self.p == 0:
+            return criterion(network(u), batch.label_bcxyz)
+        u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
+        is_unet = isinstance(getattr(network, "module", network), UNet)  # `module`: as several workers wrap it
+        logits = network(u, call=over_survivors(batch.kept_bc)) if is_unet else network(u)
+        loss = criterion(logits, batch.label_bcxyz)
         return loss if batch.kept_bc.any() else 0 * loss

@@ -15,7 +15,7 @@ from dropgen.features.unet import UNet
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.bezier import random_curve
 from dropgen.platform.methods.checks import require_choice, require_number, require_unet
-from dropgen.platform.methods.method import Criterion, MakePredictor, Method
+from dropgen.platform.methods.method import Criterion, MakePredictor, Method, OverWindows
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Dsbn(Method):
 
     A Bezier curve maps the intensities of a sample's foreground. Where that lowers their mean the sample is of domain
     1, else (also untransformed) of domain 0, and every batch norm normalises the samples of each domain apart. At
-    inference the network itself chooses the branch, see `DualNormUNet`.
+    inference every volume is predicted in one branch, the one whose running statistics its windows are closest to.
 
     Attributes:
         p: Probability that a sample is transformed, in [0, 1].
         region: Foreground: "label" (labelled voxels), "image" (intensity above 0) or "crop" (all).
         domain_rule: "mean" as above; "direction", as first published: domain 1 where the curve falls.
-        select: Branch at inference: "stats" (chosen by statistics), 0, 1, or "average" of both branches' logits.
+        select: Branch at inference: "stats" (chosen as above), 0, 1, or "average" of both branches' logits.
     """
 
     p: float = 0.5
@@ -41,6 +41,7 @@ class Dsbn(Method):
     name: ClassVar[str] = "dsbn"
     acts_on: ClassVar[str] = "layers"
     needs_unet: ClassVar[bool] = True
+    copies: ClassVar[float] = 1.0  # the other branch's logits
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}
     source: ClassVar[str] = (
         "Zhou et al., Generalizable Cross-modality Medical Image Segmentation via Style Augmentation and Dual "
@@ -73,6 +74,15 @@ class Dsbn(Method):
             ConfigError: The predictor is no flat UNet.
         """
         return DualNormUNet(require_unet(self.name, predictor(self.in_channels(feature_channels))), self.select)
+
+    def predict(self, network: nn.Module, over_windows: OverWindows) -> Tensor:
+        """The logits of the branch that is closest to the volume, by `DualNorm.distance` averaged over its windows."""
+        assert isinstance(network, DualNormUNet)
+        if self.select != "stats":
+            return over_windows(network)
+        zero, one = Branch(network, 0), Branch(network, 1)
+        zero_kxyz, one_kxyz = over_windows(zero), over_windows(one)
+        return zero_kxyz if zero.distance <= one.distance else one_kxyz
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the restyled image's prediction."""
@@ -131,10 +141,9 @@ class DualNorm(nn.Module):
 class DualNormUNet(nn.Module):
     """A UNet with `DualNorm` in place of every batch norm.
 
-    Without domain ids it chooses for itself. With "stats" it predicts in both branches and keeps the one whose
-    running statistics are closest to the input's own, summed over all batch norms. The method chooses once per
-    volume, over all its windows; here every call chooses for the windows that it is given (all of one volume, as many
-    as the sliding window takes at once), so that parts of one volume may be predicted in different branches.
+    Without domain ids it chooses for itself, one branch for all that a call is given: with "stats" the one whose
+    running statistics are closest to the input's own, summed over all batch norms. `Dsbn.predict` chooses for whole
+    volumes.
 
     Args:
         unet: Used in place.
@@ -157,8 +166,8 @@ class DualNormUNet(nn.Module):
             logits = self._run(x_bcxyz[order], lambda norm, h_bcxyz: norm(h_bcxyz, counts))[order.argsort()]
             return logits if all(counts) else logits + self._nothing(of_branch=0 if ones else 1)
         if isinstance(self.select, int):
-            return self._branch(x_bcxyz, self.select)[0]
-        (zero, to_zero), (one, to_one) = self._branch(x_bcxyz, 0), self._branch(x_bcxyz, 1)
+            return self.branch(x_bcxyz, self.select)[0]
+        (zero, to_zero), (one, to_one) = self.branch(x_bcxyz, 0), self.branch(x_bcxyz, 1)
         if self.select == "average":
             return (zero + one) / 2
         return zero if to_zero <= to_one else one
@@ -168,8 +177,8 @@ class DualNormUNet(nn.Module):
         idle = [module.branches[of_branch] for module in self.unet.model if isinstance(module, DualNorm)]
         return 0 * torch.stack([parameter.sum() for norm in idle for parameter in norm.parameters()]).sum()
 
-    def _branch(self, x_bcxyz: Tensor, domain: int) -> tuple[Tensor, Tensor]:
-        """Logits of one branch and the input's distance from it."""
+    def branch(self, x_bcxyz: Tensor, domain: int) -> tuple[Tensor, Tensor]:
+        """Logits of one branch and the input's distance from it, averaged over the samples."""
         counts = (0, len(x_bcxyz)) if domain else (len(x_bcxyz), 0)
         distances: list[Tensor] = []
 
@@ -187,3 +196,25 @@ class DualNormUNet(nn.Module):
 
         logits: Tensor = self.unet(x_bcxyz, call=call)
         return logits
+
+
+@dataclass
+class Branch:
+    """One branch of a network as windows pass through it, and how far they are from its statistics."""
+
+    network: DualNormUNet
+    domain: int
+    total: float = 0.0
+    windows: int = 0
+
+    def __call__(self, x_bcxyz: Tensor) -> Tensor:
+        """Logits of a batch of windows."""
+        logits, distance = self.network.branch(x_bcxyz, self.domain)
+        self.total += len(x_bcxyz) * distance.item()
+        self.windows += len(x_bcxyz)
+        return logits
+
+    @property
+    def distance(self) -> float:
+        """Averaged over the windows so far."""
+        return self.total / self.windows

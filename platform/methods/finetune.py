@@ -56,6 +56,7 @@ class FrozenEncoder(HeadedExtractor):
 class FinetuneScratch(Method):
     """The network that the other two fine-tune, from random weights: what pretraining is compared with."""
 
+    kind: ClassVar[str] = "ablation"
     name: ClassVar[str] = "finetune_scratch"
     acts_on: ClassVar[str] = "layers"
     sizes: ClassVar[SizeRule] = SizeRule(16, 32, "anatomix's 4 downsamplings", "take the finetune methods out")

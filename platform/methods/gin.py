@@ -30,6 +30,7 @@ class Gin(Method):
 
     name: ClassVar[str] = "gin"
     acts_on: ClassVar[str] = "input"
+    best_seed: ClassVar[bool] = True
     under_dropgen: ClassVar[bool] = True
     source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
 

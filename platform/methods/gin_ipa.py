@@ -42,6 +42,7 @@ class GinIpa(Method):
 
     name: ClassVar[str] = "gin_ipa"
     acts_on: ClassVar[str] = "loss"
+    best_seed: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"weight": (5.0, 10.0, 20.0)}
     source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
 

@@ -28,6 +28,7 @@ class LayerDropout(Joint):
     p: float = 0.5
     include_input: bool = False
 
+    kind: ClassVar[str] = "ablation"
     name: ClassVar[str] = "layer_dropout"
     acts_on: ClassVar[str] = "layers"
     needs_unet: ClassVar[bool] = True

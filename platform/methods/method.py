@@ -16,6 +16,8 @@ from dropgen.platform.sizes import SizeRule
 Criterion = Callable[[Tensor, Tensor], Tensor]
 # Input channels to an untrained predictor.
 MakePredictor = Callable[[int], nn.Module]
+# What maps a batch of windows `[B, in_channels, x, y, z]` to logits, to the logits `[K, X, Y, Z]` of the volume.
+OverWindows = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,31 @@ class Method:
     the crops, before features are extracted from them; `network` builds what is trained; `loss` is minimised.
 
     Attributes:
+        kind: What it is in a list: "method", "ablation" of DropGen's parts, or "composition" of two methods.
         name: Registry name.
         acts_on: Where it acts: "nothing", "input", "layers", "loss".
         needs_features: Whether an extractor's features enter the network.
         needs_unet: Whether it reaches into the layers of the flat UNet, and so takes no other predictor.
         under_dropgen: Whether `dropgen+<name>` makes sense: it changes image and label of a crop, and nothing else.
         needs_online: Whether stored features would belong to another image than the one its `augment` makes.
+        best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
+        copies: float32 volumes of every class that a prediction holds beside the one that it returns.
         after_training: Hyperparameters that training does not depend on: a trained network may be given other values.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
 
+    kind: ClassVar[str] = "method"
     name: ClassVar[str]
     acts_on: ClassVar[str]
     needs_features: ClassVar[bool] = False
     needs_unet: ClassVar[bool] = False
     under_dropgen: ClassVar[bool] = False
     needs_online: ClassVar[bool] = False
+    best_seed: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
+    copies: ClassVar[float] = 0.0
     after_training: ClassVar[tuple[str, ...]] = ()
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     source: ClassVar[str]
@@ -117,6 +125,15 @@ class Method:
     def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
         """The network's input at inference: nothing random, nothing dropped."""
         return image_b1xyz
+
+    def predict(self, network: nn.Module, over_windows: OverWindows) -> Tensor:
+        """Logits of one whole volume, `[K, X, Y, Z]`; here those of the network, averaged where windows overlap.
+
+        Args:
+            network: In eval mode.
+            over_windows: Runs what maps a window's input to its logits over all windows, and blends.
+        """
+        return over_windows(network)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The scalar training loss of one batch.

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from dropgen.errors import ConfigError
-from dropgen.platform.methods.checks import require_number, require_unet
+from dropgen.platform.methods.checks import require_count, require_number, require_unet
 from dropgen.platform.methods.method import MakePredictor, Method
 
 EPSILON = 1e-6  # under the root, as published: a constant channel has the deviation 1e-3
@@ -43,8 +42,7 @@ class MixStyle(Method):
     def __post_init__(self) -> None:
         require_number(self.name, "p", self.p, "[0, 1]")
         require_number(self.name, "alpha", self.alpha, "(0, inf)")
-        if type(self.levels) is not int or self.levels < 1:
-            raise ConfigError(f"mixstyle: levels = {self.levels!r} must be a whole number of at least 1")
+        require_count(self.name, "levels", self.levels, at_least=1)
 
     def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
         """The UNet with a MixStyle layer at the end of each chosen level.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dropgen.errors import ConfigError
+from dropgen.platform.methods.checks import require_choice, require_count
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import MakePredictor
 
@@ -35,16 +35,14 @@ class SqueezeExcite(Joint):
     squeeze: str = "mean"
     layers: int = 1
 
+    kind: ClassVar[str] = "ablation"
     name: ClassVar[str] = "squeeze_excite"
     search_space: ClassVar[Mapping[str, tuple[str, ...]]] = {"squeeze": SQUEEZES}
     source: ClassVar[str] = "the DropGen paper's fusion ablation; Hu et al., CVPR 2018"
 
     def __post_init__(self) -> None:
-        if self.squeeze not in SQUEEZES:
-            raise ConfigError(f"squeeze_excite: squeeze = {self.squeeze!r} must be one of {', '.join(SQUEEZES)}")
-        layers: object = self.layers
-        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-            raise ConfigError(f"squeeze_excite: layers = {layers!r} must be a whole number of at least 1")
+        require_choice(self.name, "squeeze", self.squeeze, SQUEEZES)
+        require_count(self.name, "layers", self.layers, at_least=1)
 
     def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
         """The gates, then the predictor."""

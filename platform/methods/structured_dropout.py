@@ -32,6 +32,7 @@ class StructuredDropout(Joint):
     p: float = 0.5
     rescale: bool = True
 
+    kind: ClassVar[str] = "ablation"
     name: ClassVar[str] = "structured_dropout"
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}
     source: ClassVar[str] = "the DropGen paper's ablation of structured dropout"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from monai.networks.nets import SwinUNETR
 from torch import nn
 
@@ -29,18 +27,13 @@ def build(network: Network, in_channels: int, classes: int) -> nn.Module:
     """`base` is the width of the embedding, published at 24 and 48; depth and heads are as published.
 
     Raises:
-        ConfigError: `base` is not divisible by 12, `downs` is not 5, `convs` is set, or a package is missing.
+        ConfigError: `base` is not divisible by 12, `downs` is not 5 or `convs` is set.
     """
     _require_options(network)
     return SwinUNETR(in_channels=in_channels, out_channels=classes, feature_size=network.base, spatial_dims=3)
 
 
 def _require_options(network: Network) -> None:
-    if find_spec("einops") is None:
-        raise ConfigError(
-            "network.name = 'swin_unetr' needs the package einops, which is not installed; run pip install einops or "
-            "choose unet or segresnet"
-        )
     if network.base % WIDTH_STEP:
         raise ConfigError(
             f"network.base = {network.base} does not fit swin_unetr: it must be divisible by {WIDTH_STEP}; set it to "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -112,7 +113,7 @@ class Workbench:
 
     Attributes:
         root: Absolute output root.
-        extractor: None when no method of the experiment needs features.
+        extractor: On the CPU until `on` moves it; None when no method of the experiment needs features.
         index: Store keys of every case; without feature keys when features are made online.
         choice: Where features come from, where the experiment leaves that to `auto.settle`; else None.
     """
@@ -164,6 +165,12 @@ class Workbench:
             assert self.choice is not None
             return self.choice.source
         return source
+
+    def on(self, device: str) -> Self:
+        """The same workbench with its extractor where a trial's crops are; whoever only needs keys stays on the CPU."""
+        if self.extractor is None or device == "cpu":
+            return self
+        return replace(self, extractor=build_extractor(self.experiment.features.extractor, device))
 
     def folder(self, trial: Trial) -> Path:
         """Where a trial's files live; the name covers its configuration, its data and the code."""

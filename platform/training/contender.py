@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 
 from dropgen.config import Trial
-from dropgen.features.extractors import build as build_extractor
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import build_network
 from dropgen.platform.training.batches import PREFETCH, Batches, Prefetched
@@ -46,12 +45,13 @@ class Contender:
     def of(cls, bench: Workbench, trial: Trial, device: str) -> Self:
         """A new network for a trial, with the share of the batch that one of its workers has."""
         method = build_method(trial.method)
-        extractor = build_extractor(bench.experiment.features.extractor, device) if method.needs_features else None
-        channels = extractor.channels if extractor else 0
+        bench = bench.on(device)
+        channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
         torch.manual_seed(trial.seed)
         network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+        method.initialise(network)
         workers = Workers(size=bench.experiment.training.workers)
-        batches = make_batches(replace(bench, extractor=extractor), trial, method, channels, workers, device)
+        batches = make_batches(bench, trial, method, channels, workers, device)
         learner = Learner(network, method, bench.experiment.training, device)
         return cls(trial.method.label, bench.source(method) or "none", learner, batches)
 

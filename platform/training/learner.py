@@ -22,7 +22,7 @@ class Learner:
         network: Moved to the device at once; its parameters are what the optimizer changes.
         method: Computes the loss.
         training: Learning rate, weight decay, loss, and the steps that the schedule runs over.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:<index>".
     """
 
     network: nn.Module
@@ -52,7 +52,8 @@ class Learner:
         """
         self.network.train()
         torch.manual_seed(batch.seed)  # so that resuming needs the step alone, whatever layers draw
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss = self.method.loss(wrapped, batch, self.criterion)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

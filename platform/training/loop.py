@@ -137,7 +137,7 @@ def _record(task: Task, history: History, pending: list[tuple[int, Tensor]], wor
         if not math.isfinite(value):
             last = f"the last finite loss was {history.losses[-1][1]:.4f}" if history.losses else "no loss was finite"
             raise DivergenceError(
-                f"{task.method.name}: loss is {value} at step {step}; {last}; lower training.learning_rate"
+                f"{task.method.name}: loss is {value} at step {step}; {last}; lower training.learning_rate", step
             )
         if step == steps[-1] or step == 1:
             history.losses.append((step, value))

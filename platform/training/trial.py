@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dropgen.config import Trial, to_json
-from dropgen.errors import ConfigError
+from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.evaluation.metrics import dice, mean_dice
@@ -27,6 +27,8 @@ from dropgen.platform.training.loop import History, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.workers import Workers
 
+DIVERGED = "diverged.json"
+
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a trial that has ended, or None."""
@@ -39,7 +41,10 @@ def run_trial(
 ) -> dict[str, Any]:
     """Trains one trial from where it stands; every rank calls this.
 
-    Writes `trial.json`, `last.ckpt`, `bundle/` and, last, `result.json` into the trial's folder.
+    Writes `trial.json`, `last.ckpt`, `bundle/` and, last, `result.json` into the trial's folder, or `diverged.json`.
+
+    Raises:
+        DivergenceError: A loss is not finite.
     """
     folder = bench.folder(trial)
     if (done := finished(folder)) is not None:
@@ -58,9 +63,11 @@ def run_trial(
                 "choice": bench.choice and asdict(bench.choice),
             },
         )
+        (folder / DIVERGED).unlink(missing_ok=True)
     torch.set_num_threads(training.threads)
     torch.manual_seed(trial.seed)
-    device = choose_device(training.device)
+    device = _own_device(training.device)
+    bench = bench.on(device)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
     network = build_network(experiment.network, method, channels, len(bench.study.classes))
@@ -76,7 +83,12 @@ def run_trial(
         folder=folder,
         device=device,
     )
-    history = fit(task, workers, on_progress)
+    try:
+        history = fit(task, workers, on_progress)
+    except DivergenceError as error:
+        if workers.rank == 0:
+            write_json(folder / DIVERGED, {"label": trial.label, "step": error.step, "why": str(error)})
+        raise
     result = _result(bench, trial, method, history, time.perf_counter() - began)
     if workers.rank == 0:
         write_json(folder / "result.json", result)
@@ -92,6 +104,12 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device = 'cuda', but this machine has no usable CUDA device; set it to 'auto'")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _own_device(wanted: str) -> str:
+    """`choose_device` with its index: in the thread that makes batches "cuda" alone would be another GPU than here."""
+    device = choose_device(wanted)
+    return f"{device}:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dropgen.config import Component, Experiment, load_experiment, resolve, to_json, validate
+from dropgen.config import Component, Experiment, load_experiment, resolve, to_json, validate, with_seeds
 from dropgen.errors import ConfigError
 
 scalars = st.booleans() | st.integers(-9, 9) | st.floats(0, 1) | st.text("abc", max_size=3)
@@ -133,6 +133,21 @@ def test_a_wrong_override_is_refused_in_a_sentence(item: str, sentence: str, tmp
     with pytest.raises(ConfigError) as caught:
         load_experiment(write(tmp_path), tmp_path, [item])
     assert sentence in str(caught.value)
+
+
+def test_a_number_of_seeds_counts_on_from_the_first_and_a_list_replaces_them() -> None:
+    experiment = validate(Experiment, {"name": "x", "study": "s.yaml", "seeds": [5, 9]}, "x")
+    assert with_seeds(experiment, 3).seeds == (5, 6, 7)
+    assert with_seeds(experiment, [1, 4]).seeds == (1, 4)
+    assert with_seeds(experiment, 3).model_copy(update={"seeds": (5, 9)}) == experiment
+    for wrong, sentence in (
+        (0, "names no seed"),
+        ([], "names no seed"),
+        (["a"], "seeds.0 = 'a'"),
+        ("a", "seeds = 'a'"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            with_seeds(experiment, wrong)
 
 
 def test_paths_are_relative_to_their_file_and_know_root_and_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import nn
 
 from dropgen.config import Component
 from dropgen.errors import ConfigError, WeightsError
-from dropgen.features.extractors import build, instance_norm
-from dropgen.features.extractors.anatomix import Anatomix
+from dropgen.features.extractors import anatomix, build, instance_norm
+from dropgen.features.extractors.anatomix import ANATOMIX, DEV, VARIANTS, VIT, Anatomix, over_channels
 from dropgen.features.unet import UNet
 from tests_support.formulas import formula_volume, set_formula_weights
 
@@ -89,3 +90,87 @@ def test_unknown_options_and_names_suggest_the_closest(weights: Path) -> None:
         build(Component.of("anatomx"))
     with pytest.raises(ConfigError, match="tap = 12"):
         Anatomix(str(weights), tap=12)
+
+
+@pytest.fixture
+def small_dev(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkpoint of "anatomix-dev" with 2 channels at the top instead of 32."""
+    small = replace(DEV, base=2)
+    monkeypatch.setitem(VARIANTS, DEV.name, small)
+    torch.manual_seed(0)
+    torch.save(small.network().state_dict(), tmp_path / DEV.file_name)
+    return tmp_path / DEV.file_name
+
+
+def test_the_dev_network_is_the_published_one() -> None:
+    with torch.device("meta"):
+        network = DEV.network()
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == 94
+    kinds = {kind: [m for m in network.model if isinstance(m, kind)] for kind in (nn.AvgPool3d, nn.Upsample, nn.Conv3d)}
+    norms = [module for module in network.model if isinstance(module, nn.InstanceNorm3d)]
+    assert len(kinds[nn.AvgPool3d]) == len(kinds[nn.Upsample]) == 5
+    assert {module.mode for module in kinds[nn.Upsample]} == {"trilinear"}
+    assert all(module.bias is not None for module in kinds[nn.Conv3d])
+    assert {(norm.eps, norm.affine, norm.track_running_stats) for norm in norms} == {(1e-2, False, False)}
+    assert len(norms) == len(kinds[nn.Conv3d]) - 1
+
+
+@pytest.mark.parametrize("variant", [ANATOMIX, DEV], ids=lambda variant: variant.name)
+def test_the_taps_are_the_last_convolution_and_the_decoders_first_at_full_resolution(variant: anatomix.Variant) -> None:
+    with torch.device("meta"):
+        modules = list(variant.network().model)
+    assert variant.final == len(modules) - 1
+    assert isinstance(modules[variant.penultimate - 1], nn.Upsample)
+    assert not any(isinstance(module, nn.Upsample) for module in modules[variant.penultimate :])
+    assert modules[variant.penultimate].out_channels == modules[variant.final].out_channels == variant.channels
+
+
+def test_the_dev_variant_loads_its_own_file_and_no_other(
+    small_dev: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = Anatomix(str(small_dev), variant=DEV.name)
+    assert (named.channels, named.multiple, named.min_size, named.tap) == (32, 32, 64, 79)
+    assert named.locality == named.halo == "global"
+    monkeypatch.setenv("DROPGEN_WEIGHTS", str(small_dev.parent))
+    assert build(Component.of("anatomix", variant=DEV.name)).fingerprint == named.fingerprint
+    with pytest.raises(WeightsError, match="not the anatomix-dev checkpoint"):
+        Anatomix(str(weights), variant=DEV.name)
+    with pytest.raises(WeightsError, match="not the anatomix checkpoint"):
+        Anatomix(str(small_dev))
+
+
+def test_features_of_the_dev_variant_have_unit_length_in_every_voxel(small_dev: Path) -> None:
+    image = torch.rand(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+    extractor, raw = Anatomix(str(small_dev), variant=DEV.name), Anatomix(str(small_dev), None, None, DEV.name, "none")
+    features = extractor(image)
+    assert torch.allclose(features.norm(dim=1), torch.ones(1, 64, 64, 64), atol=1e-5)
+    assert torch.allclose(features, over_channels(raw(image), "l2"), atol=1e-6)
+    assert extractor.fingerprint != raw.fingerprint
+
+
+def test_standardized_channels_have_zero_mean_and_unit_variance_in_every_voxel() -> None:
+    features = 3 + 2 * torch.randn(2, 16, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    normed = over_channels(features, "standardized")
+    assert normed.mean(dim=1).abs().max() < 1e-5
+    assert (normed.var(dim=1, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_the_papers_fingerprint_does_not_know_of_variants(weights: Path) -> None:
+    assert Anatomix(str(weights)).fingerprint.startswith("anatomix-v2-tap59-")
+
+
+def test_what_is_no_variant_tap_or_norm_is_refused_with_the_value(weights: Path) -> None:
+    with pytest.raises(ConfigError, match=r"128 x 128 x 128 voxels.*choose anatomix or anatomix-dev"):
+        Anatomix(str(weights), variant=VIT)
+    with pytest.raises(ConfigError, match="did you mean 'anatomix-dev'"):
+        Anatomix(str(weights), variant="anatomix_dev")
+    with pytest.raises(ConfigError, match=r"tap = 59 must be 73 \(penultimate\) or 79 \(final\)"):
+        Anatomix(str(weights), tap=59, variant=DEV.name)
+    with pytest.raises(ConfigError, match="voxel_norm = 'max'"):
+        Anatomix(str(weights), voxel_norm="max")
+
+
+def test_missing_weights_of_the_dev_variant_name_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DROPGEN_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"anatomix-dev\.pth"):
+        build(Component.of("anatomix", variant=DEV.name))

@@ -79,6 +79,15 @@ def test_a_tile_fits_into_the_budget_and_a_global_extractor_has_one() -> None:
     assert len(list(tiles(everywhere, shape, 1))) == 1
 
 
+@pytest.mark.parametrize("shape", [(5, 34, 6), (64, 65, 33), (31, 32, 100)])
+def test_the_one_tile_of_a_global_extractor_is_the_whole_legal_volume(shape: tuple[int, int, int]) -> None:
+    everywhere = Grid(32, 0)
+    everywhere.halo = "global"
+    (tile,) = tiles(everywhere, shape, 1)
+    assert tuple(edge.stop for edge in tile.core) == shape
+    assert [(edge.start, edge.stop) for edge in tile.seen] == [(0, size) for size in legal_shape(everywhere, shape)]
+
+
 def test_memory_stops_growing_with_the_volume_but_for_the_result() -> None:
     mind = Mind()
     small, large = (256, 256, 256), (512, 512, 512)

@@ -12,6 +12,7 @@ import pytest
 from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StoreError
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
+from dropgen.platform.methods import METHODS
 from dropgen.platform.training.batches import PREFETCH
 from dropgen.platform.training.contender import STEPS, Contender
 
@@ -26,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path
 
 @pytest.fixture(scope="module")
 def measured(prepared: tuple[Experiment, Path]) -> tuple[list[Contender], list[dict[str, Any]], int]:
-    contenders = contenders_of(*prepared)
+    contenders, _ = contenders_of(*prepared)
     blocks: list[None] = []
     rows = bench_step(contenders, 5, lambda: blocks.append(None))
     return contenders, rows, len(blocks)
@@ -70,7 +71,7 @@ def test_online_and_stored_differ_in_their_batches_source_alone(measured: Any) -
 
 
 def test_other_crops_for_online_features_end_the_run_before_a_step(prepared: tuple[Experiment, Path]) -> None:
-    contenders = contenders_of(*prepared)
+    contenders, _ = contenders_of(*prepared)
     spoiled = copy.copy(contenders[-1])
     spoiled.batches = replace(spoiled.batches, plan=replace(spoiled.batches.plan, seed=9))
     with pytest.raises(StoreError, match=r"dropgen p=0.75: stored and online features come with other crops"):
@@ -79,7 +80,7 @@ def test_other_crops_for_online_features_end_the_run_before_a_step(prepared: tup
 
 
 def test_a_run_without_erm_or_with_few_repeats_is_refused(prepared: tuple[Experiment, Path]) -> None:
-    contenders = contenders_of(*prepared)
+    contenders, _ = contenders_of(*prepared)
     with pytest.raises(ConfigError, match="compares with ERM"):
         bench_step(contenders[1:], 5)
     with pytest.raises(ConfigError, match="--repeats = 1"):
@@ -90,3 +91,26 @@ def test_a_crop_that_the_network_cannot_take_is_refused_before_features_are_comp
     with pytest.raises(ConfigError, match=r"crop axis x = 8 voxels does not fit 5 downsamplings"):
         prepare(tmp_path, 8, ())
     assert not (tmp_path / "store").exists()
+
+
+def test_every_method_has_a_contender_or_a_row_that_says_why_not(tmp_path: Path) -> None:
+    experiment = prepare(tmp_path, 8, TINY, "all")
+    contenders, unavailable = contenders_of(experiment, tmp_path)
+    timed = {contender.method for contender in contenders}
+    absent = {row["method"]: row["unavailable"] for row in unavailable}
+    assert timed | set(absent) == set(METHODS)
+    assert not timed & set(absent)
+    assert absent["finetune_scratch"].startswith("crop axis x = 8 voxels does not fit")
+    sources: dict[str, set[str]] = {contender.method: set() for contender in contenders}
+    for contender in contenders:
+        sources[contender.method].add(contender.features)
+    assert sources["dropgen"] == {"stored", "online"}
+    assert sources["dropgen+mixup"] == {"online"}
+    assert sources["gin_ipa"] == {"none"}
+
+
+def test_named_methods_are_timed_beside_erm(tmp_path: Path) -> None:
+    contenders, _ = contenders_of(prepare(tmp_path, 8, TINY, "mixup,gin"), tmp_path)
+    assert [contender.method for contender in contenders] == ["erm", "gin", "mixup"]
+    with pytest.raises(ConfigError, match="did you mean 'mixup'"):
+        prepare(tmp_path, 8, TINY, "mixpu")

@@ -32,6 +32,14 @@ def test_a_step_depends_on_the_batch_seed_and_not_on_what_was_drawn_before() -> 
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_a_device_may_carry_its_index() -> None:
+    losses = []
+    for device in ("cpu", "cpu:0"):
+        net = network()
+        losses.append(Learner(net, Erm(), Training(steps=10), device).step(net, batch(3)).item())
+    assert losses[0] == losses[1]
+
+
 def test_a_step_trains_whatever_mode_the_network_was_left_in() -> None:
     net = network()
     learner = Learner(net, Erm(), Training(steps=10, learning_rate=0.1), "cpu")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,17 @@ import pytest
 from dropgen.__main__ import main
 from dropgen.config import Network, load_experiment
 from dropgen.errors import WeightsError
+from dropgen.features.extractors import EXTRACTORS
 from dropgen.features.studies.study import Study, load_study
+from dropgen.platform.adaptation import ADAPTATIONS
+from dropgen.platform.catalogue import catalogue
 from dropgen.platform.methods import METHODS
+from dropgen.platform.methods.command import HEADINGS
+from dropgen.platform.methods.page import markdown
 from dropgen.platform.training.bench import require_trainable, trials_of
 from tests_support.tiny import tiny_experiment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +28,62 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return load_study(tiny_experiment(root).study, root)
 
 
-def test_every_registered_method_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_registered_part_is_listed_once_under_the_heading_of_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in METHODS)
+    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    kinds = dict.fromkeys(entry.kind for entry in catalogue())
+    assert [block[0] for block in blocks] == [f"{HEADINGS[kind]}:" for kind in kinds]
+    names = [line.split()[0] for block in blocks for line in block[1:]]
+    assert names == [entry.name for entry in catalogue()]
+    assert {*METHODS, *ADAPTATIONS, *EXTRACTORS} <= set(names)
+
+
+def test_the_document_says_of_every_part_what_a_script_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["methods"]}
+    kinds = {name: part["kind"] for name, part in parts.items()}
+    for name, kind in (
+        ("erm", "method"), ("dropgen_any_p", "method"), ("squeeze_excite", "ablation"), ("dropgen+gin", "composition"),
+        ("tent", "adaptation"), ("mind", "extractor"),
+    ):  # fmt: skip
+        assert kinds[name] == kind
+    assert parts["dropgen"]["hyperparameters"] == {"p": 0.75, "min_keep": 0}
+    assert parts["dropgen"]["search_space"] == {"p": [0, 0.25, 0.5, 0.75]}
+    assert parts["tent"]["search_space"]["steps"] == [1, 5, 10, 20]
+    assert parts["mind"]["hyperparameters"] == {"dilations": [1]}
+    assert [name for name in ("erm", "dropgen", "tent", "sfb") if parts[name]["needs_features"]] == ["dropgen", "sfb"]
+
+
+def test_every_value_that_a_search_tries_is_of_a_known_hyperparameter() -> None:
+    for entry in catalogue():
+        assert set(entry.search_space) <= set(entry.hyperparameters)
+
+
+def test_the_page_in_docs_is_what_the_registry_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--markdown"]) == 0
+    page = (REPOSITORY / "docs" / "methods.md").read_text()
+    assert page == capsys.readouterr().out, "run: dropgen methods --markdown > docs/methods.md"
+
+
+def test_a_measured_cost_stands_beside_its_method_and_a_missing_one_is_a_dash() -> None:
+    rows = [
+        {"method": "erm", "features": "none", "ratio_to_erm": 1.0},
+        {"method": "dropgen", "features": "stored", "ratio_to_erm": 1.054},
+        {"method": "dropgen", "features": "online", "ratio_to_erm": 1.21},
+        {"method": "finetune_decoder", "features": "none", "ratio_to_erm": None},
+    ]
+    settings = {"crop": 32, "experiment": {"network": {"name": "unet", "base": 8, "downs": 3}}}
+    machine = {"accelerator": None, "cores": 2, "cpu": "a processor"}
+    page = markdown(catalogue(), {"rows": rows, "settings": settings, "machine": machine, "commit": "abc"})
+    costs = {
+        cells[1].strip("`"): cells[5]
+        for cells in (line.split(" | ") for line in page.replace("| `", "x | `").splitlines())
+        if len(cells) > 6
+    }
+    assert costs["erm"] == "1.00"
+    assert costs["dropgen"] == "1.05 stored, 1.21 online"
+    assert {costs[name] for name in costs if name not in ("erm", "dropgen")} == {"–"}
+    assert "2 cores of a processor, crops of 32 voxels, network unet with base 8 and 3 downsamplings" in page
 
 
 @pytest.mark.parametrize("name", METHODS)

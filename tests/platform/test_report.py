@@ -40,6 +40,8 @@ def rows_of(evaluated: Any) -> list[dict[str, Any]]:
             "source_dice": summary["source_dice"],
             "target_dice": summary["target_dice"],
             "folder": result["folder"],
+            "adaptation": None,
+            "evaluation": str(Path(result["folder"]) / "evaluation"),
         }
         for result, summary in zip(evaluated.results, evaluated.summaries, strict=True)
     ]
@@ -117,10 +119,31 @@ def test_the_table_shows_the_measured_dice(page: Page, evaluated: Any) -> None:
     domains = sorted(evaluated.summaries[0]["target_dice"])
     for cells, result, summary in zip((erm, dropgen), evaluated.results, evaluated.summaries, strict=True):
         expected = [result["val_dice"], summary["source_dice"], *(summary["target_dice"][name] for name in domains)]
-        assert [cell.split()[0] for cell in cells[1:-1]] == [f"{100 * value:.1f}" for value in expected]
-        assert float(cells[-1].split()[0]) == pytest.approx(100 * np.mean(expected[2:]), abs=0.051)
-    assert [cell.removesuffix("1 subject").strip() for cell in header[3:-1]] == domains
-    assert all(cell.endswith("1 subject") for cell in header[2:-1])
+        assert [cell.split()[0] for cell in cells[1:-2]] == [f"{100 * value:.1f}" for value in expected]
+        assert float(cells[-2].split()[0]) == pytest.approx(100 * np.mean(expected[2:]), abs=0.051)
+    unseen = [np.mean(list(summary["target_dice"].values())) for summary in evaluated.summaries]
+    places = [1 + sum(round(100 * other, 1) > round(100 * own, 1) for other in unseen) for own in unseen]
+    assert [int(cells[-1]) for cells in (erm, dropgen)] == places
+    assert [cell.removesuffix("1 subject").strip() for cell in header[3:-2]] == domains
+    assert all(cell.endswith("1 subject") for cell in header[2:-2])
+
+
+def test_what_is_absent_is_a_line_and_a_test_time_method_has_no_curve(evaluated: Any, tmp_path: Path) -> None:
+    bench, rows = evaluated.bench, rows_of(evaluated)
+    rows.append({**rows[0], "method": "erm+tent", "adaptation": {"name": "tent"}, "val_dice": 1.0, "seed": 7})
+    absent = [{"method": "finetune_scratch", "options": {}, "seed": None, "reason": "unavailable: no <such> thing"}]
+    context = {"absent": absent, "notes": ["A note."]}
+    parsed = []
+    for name, table in (("plain", rows[:-1]), ("adapted", rows)):
+        path = tmp_path / f"{name}.html"
+        write_report(path, bench.experiment, bench.study, table, HEADLINE, context)
+        parsed.append(Page(path.read_text()))
+    plain, adapted = parsed
+    assert ["Finetune from scratch", "unavailable: no <such> thing"] in adapted.cells
+    assert "A note." in adapted.text
+    assert adapted.cells[len(rows)][0] == "ERM + TENT"
+    assert adapted.addresses[1] == plain.addresses[1]  # the curves are those of the trainings alone
+    assert adapted.addresses[0] != plain.addresses[0]
 
 
 def test_every_case_is_listed_with_its_dice(page: Page, evaluated: Any) -> None:

@@ -19,6 +19,7 @@ from dropgen.features.store import FeatureStore
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
+from dropgen.platform.training.trial import DIVERGED
 from tests_support.checkpoints import digest_of
 from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
 
@@ -91,8 +92,11 @@ def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_p
 
 def test_a_divergent_loss_names_step_method_and_last_finite_loss(tmp_path: Path) -> None:
     bench = tiny_bench(tmp_path, training={"learning_rate": 1e30, "validate_every": 6})
-    with pytest.raises(DivergenceError, match=r"dropgen: loss is \S+ at step \d+; .*learning_rate"):
+    with pytest.raises(DivergenceError, match=r"dropgen: loss is \S+ at step \d+; .*learning_rate") as caught:
         train_trial(bench, DROPGEN)
+    note = read_json(bench.folder(DROPGEN) / DIVERGED)
+    assert (note["step"], note["why"]) == (caught.value.step, str(caught.value))
+    assert f"at step {note['step']};" in note["why"]
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(bench: Workbench) -> None:

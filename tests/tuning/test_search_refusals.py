@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dropgen.errors import ConfigError, ResourceError
+from dropgen.errors import ConfigError, DivergenceError, ResourceError
 from dropgen.manifest import write_json
 from dropgen.platform.train import Workbench, trials_of
+from dropgen.platform.training.trial import DIVERGED
 from dropgen.tuning.search import exclusive, search
 from dropgen.tuning.trials import STOPPED
 from tests_support.tiny import tiny_experiment
@@ -22,6 +23,15 @@ def test_an_early_stopped_trial_counts_as_done(root: Path) -> None:
     folder = bench.folder(trials_of(experiment)[0])
     write_json(folder / STOPPED, {"label": "erm seed=1", "step": 3, "val_dice": 0.1, "why": "ASHA"})
     with pytest.raises(ResourceError, match="no trial of 'tiny' finished"):
+        search(experiment, root, address=NOWHERE)
+
+
+def test_a_diverged_trial_counts_as_done_and_is_named_where_no_other_finished(root: Path) -> None:
+    experiment = tiny_experiment(root, methods=[{"name": "erm"}])
+    bench = Workbench.open(experiment, root)
+    folder = bench.folder(trials_of(experiment)[0])
+    write_json(folder / DIVERGED, {"label": "erm seed=1", "step": 3, "why": "erm: loss is nan at step 3"})
+    with pytest.raises(DivergenceError, match="every trial of 'tiny' diverged, erm seed=1: erm: loss is nan at step 3"):
         search(experiment, root, address=NOWHERE)
 
 

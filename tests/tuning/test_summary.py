@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropgen.tuning.choice import champion, choose
-from dropgen.tuning.summary import headline, table_rows
+from dropgen.config import Experiment, validate
+from dropgen.platform.evaluation.results import group_rows, ranking
+from dropgen.tuning.choice import champion, choose, choose_each, keys_to_test
+from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, seed_notes, table_rows
 from dropgen.tuning.table import markdown, terminal
 
 Result = dict[str, Any]
@@ -100,12 +102,84 @@ def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() ->
     text = terminal(rows)
     assert "70.0 ± 10.0" in text  # a: 80 and 60
     assert "not converged: 1 of 2" in text
-    page = markdown(
-        {"experiment": "demo", "headline": "It works.", "table": rows, "computed_seconds": {"search": 10.0}}
-    )
-    assert "| DropGen p = 0.5 (chosen) | 80.0 ± 0.0 | 85.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 65.0 ± 5.0 |" in page
+    page = page_of(rows)
+    assert "| DropGen p = 0.5 (chosen) | 80.0 ± 0.0 | 85.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 65.0 ± 5.0 | 1 |" in page
     assert "| not converged: 1 of 2 | 0.0 |" in page
     assert "at most 2.0% of their time spent waiting for data" in page
-    assert "| ERM | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | yes | 0.0 |" in page
+    assert "| ERM (1 of 2 seeds) | 50.0 | 90.0 | 30.0 | 50.0 | 40.0 | 2 | yes | 0.0 |" in page
     assert "It works." in page
     assert "seeds 1, 2" in page
+
+
+def page_of(rows: list[dict[str, Any]], absent: Any = (), notes: Any = ()) -> str:
+    told = {"experiment": "demo", "headline": "It works.", "computed_seconds": {"search": 10.0}}
+    return markdown({**told, "table": rows, "absent": absent, "notes": notes})
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_a_rank_counts_who_is_printed_better_and_equals_share_the_best(unseen: list[float]) -> None:
+    entries = [(result("erm", i, 1, 0.5), evaluation(0.5, a=dice)) for i, dice in enumerate(unseen)]
+    found = [place.rank for place in ranking(group_rows(rows_of(*entries)))]
+    printed = [float(f"{100 * dice:.1f}") for dice in unseen]
+    assert min(found) == 1
+    for rank, own in zip(found, printed, strict=True):
+        assert rank == 1 + sum(other > own for other in printed)
+
+
+def test_a_table_by_rank_begins_with_the_best_and_ends_with_what_has_none() -> None:
+    blind = (result("rep_only", None, 1, 0.9), evaluation(0.9, a=None, b=None))
+    assert [row["method"] for row in ranked(rows_of(blind, ERM, P5))] == ["dropgen", "erm", "rep_only"]
+
+
+ADAPTED = {
+    "tent": {
+        "erm-None-1": {
+            "source_dice": 0.8, "target_dice": {"a": 0.6, "b": 0.6},
+            "adaptation": {"name": "tent", "options": {"steps": 5}, "val_dice": 0.55, "seconds": 60.0},
+        },
+        "dropgen-0-1": {"unavailable": "segmenter has no BatchNorm layer to adapt"},
+    }
+}  # fmt: skip
+
+
+def test_a_test_time_method_has_a_line_of_its_own_that_is_never_the_chosen_one() -> None:
+    rows = rows_of(ERM, P0)
+    rows += adapted_rows(rows, ADAPTED)
+    assert [row["method"] for row in rows] == ["erm", "dropgen", "erm+tent"]
+    assert rows[2]["evaluation"].endswith("erm-None-1/evaluation-tent")
+    assert "| ERM + TENT | 55.0 | 80.0 | 60.0 | 60.0 | 60.0 | 1 | yes | 1.0 |" in page_of(rows)
+    assert [group.name for group in group_rows(rows) if group.selected] == ["DropGen p = 0"]
+
+
+def test_what_diverged_and_what_was_refused_are_lines_with_their_reason() -> None:
+    rows = rows_of(ERM, P0)
+    lost = {"label": "gin seed=2", "method": "gin", "options": {}, "seed": 2, "step": 40, "why": "loss is nan"}
+    absent = absent_rows(rows, [lost], ADAPTED)
+    assert "| GIN, seed 2 | – | – | – | – | – | – | diverged at step 40 | – |" in page_of(rows, absent)
+    assert "DropGen + TENT p = 0, seed 1: unavailable: segmenter has no BatchNorm" in terminal(rows, absent)
+    columns = {line.count("|") for line in page_of(rows, absent).splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_gin_is_told_as_published_beside_its_mean() -> None:
+    entries = [
+        (result("gin", None, seed, val), evaluation(0.9, a=dice))
+        for seed, val, dice in ((1, 0.5, 0.7), (2, 0.6, 0.3), (3, 0.4, 0.8))
+    ]
+    rows = rows_of(ERM, *entries)
+    (note,) = seed_notes(rows)
+    assert "GIN is published as the best of its seeds on validation, here seed 2 with 30.0" in note
+    assert "| GIN | 50.0 ± 5.8 | 90.0 ± 0.0 | 60.0 ± 15.3 |" in page_of(rows, notes=[note])
+    assert note in page_of(rows, notes=[note])
+
+
+def test_of_every_method_the_best_on_validation_is_tested_and_what_a_test_time_method_adapts() -> None:
+    results = [
+        result("erm", None, 1, 0.5), result("mixup", 0.25, 1, 0.4), result("mixup", 0.5, 1, 0.6),
+        result("dropgen", 0, 1, 0.1), result("dropgen", 0.25, 1, 0.2), result("dropgen", 0.5, 1, 0.3),
+    ]  # fmt: skip
+    assert [group.method.label for group in choose_each(results)] == ["erm", "mixup p=0.5", "dropgen p=0.5"]
+    values = {"name": "x", "study": "s.yaml", "adaptations": [{"name": "tent"}], "search": {"test": "chosen"}}
+    chosen = validate(Experiment, values, "x")
+    assert keys_to_test(chosen, results) == {"erm-None-1", "mixup-0.5-1", "dropgen-0-1", "dropgen-0.5-1"}
+    assert len(keys_to_test(validate(Experiment, {"name": "x", "study": "s.yaml"}, "x"), results)) == 6

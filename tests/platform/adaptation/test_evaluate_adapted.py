@@ -66,7 +66,8 @@ def test_the_masks_are_those_of_the_method_that_the_summary_names(bench: Workben
     for case in bench.study.split("test"):
         written = read_mask(folder / "masks" / f"{case.id}.nii.gz").array
         np.testing.assert_array_equal(written, segmenter.predict(read_volume(case.image), case.modality))
-    assert told[-1] == (summary["cases"], summary["cases"])
+    tried = {"tent": 2, "sfb": 3, "alpha": 11}[adapt.name] * len(bench.study.split("val"))
+    assert told == [(done, tried + summary["cases"]) for done in range(1, tried + summary["cases"] + 1)]
     assert set(summary["domains"]) == {case.domain for case in bench.study.split("test")}
 
 
@@ -90,7 +91,8 @@ def test_no_test_label_takes_part_in_the_choice(bench: Workbench, tmp_path: Path
     other = replace(other, study=replace(bench.study, cases=tuple(blind)), index=replace(bench.index, keys=keys))
     chosen = evaluate_trial(other, erm(bench), adapt=ALPHA)
     assert chosen["scored"] == 0
-    assert chosen["adaptation"] == evaluate_trial(bench, erm(bench), adapt=ALPHA)["adaptation"]
+    informed = evaluate_trial(bench, erm(bench), adapt=ALPHA)
+    assert {**chosen["adaptation"], "seconds": 0} == {**informed["adaptation"], "seconds": 0}
 
 
 @pytest.mark.parametrize("alpha", [0, 1])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dropgen.config import Network
+from dropgen.config import Component, Network
 from dropgen.errors import ConfigError
+from dropgen.features.studies.prepare import prepare
+from dropgen.features.studies.volume import Volume
 from dropgen.platform.methods.bezier import bezier_curve
 from dropgen.platform.methods.dsbn import Dsbn, DualNorm, DualNormUNet, domains
 from dropgen.platform.methods.erm import Erm
+from tests_support.segmenters import make_segmenter
 from tests_support.steps import assert_same_step, batch_of, network_of, step
 
 
@@ -309,3 +313,31 @@ def test_a_hyperparameter_outside_its_choices_is_refused(options: dict[str, obje
 def test_another_predictor_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"dsbn reaches into the layers of the flat UNet.*Identity"):
         Dsbn().network(lambda width: nn.Identity(), 0, 2)
+
+
+@pytest.mark.parametrize("like", [0, 1])
+def test_a_volume_is_predicted_in_one_branch_whatever_single_windows_are_closest_to(like: int) -> None:
+    network, *inputs = fitted()
+    windows = [*inputs[like]] * 8 + [inputs[1 - like][0]]
+
+    def over_windows(predict: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([predict(window[None]) for window in windows])
+
+    with torch.no_grad():
+        found = Dsbn().predict(network, over_windows)
+        torch.testing.assert_close(found, over_windows(lambda x: network.branch(x, like)[0]), rtol=0, atol=0)
+        odd = network(windows[-1][None])  # alone, the last window would have been predicted in the other branch
+    assert not torch.equal(found[-1:], odd)
+
+
+def test_a_segmenter_asks_the_method_for_the_whole_volume() -> None:
+    forced = {select: make_segmenter(Component.of("dsbn", select=select)) for select in (0, 1, "stats")}
+    for segmenter in forced.values():
+        for position, norm in enumerate(norms(segmenter.network)):
+            generator = torch.Generator().manual_seed(position)
+            norm.branches[1].running_mean.normal_(generator=generator)  # the branches begin as copies
+    image = np.random.default_rng(0).normal(size=(20, 24, 16)).astype(np.float32)
+    prepared = prepare(Volume(image, np.eye(4)), forced[0].spec.preparation)
+    logits = {select: segmenter.logits(prepared) for select, segmenter in forced.items()}
+    assert not torch.equal(logits[0], logits[1])
+    assert any(torch.equal(logits["stats"], logits[select]) for select in (0, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,6 @@ def test_an_option_that_segresnet_cannot_be_built_with_is_refused(network: Netwo
             use()
 
 
-@pytest.mark.skipif(find_spec("einops") is None, reason="the package einops is not installed")
 @pytest.mark.parametrize(
     ("network", "sentence"),
     [
@@ -73,14 +71,6 @@ def test_an_option_that_segresnet_cannot_be_built_with_is_refused(network: Netwo
 def test_an_option_that_swin_unetr_cannot_be_built_with_is_refused(network: Network, sentence: str) -> None:
     for use in (lambda: require_crop_fits(network, CROP), lambda: build_predictor(network, 1, 2)):
         with pytest.raises(ConfigError, match=sentence):
-            use()
-
-
-@pytest.mark.skipif(find_spec("einops") is not None, reason="the package einops is installed")
-def test_swin_unetr_names_the_package_that_it_misses() -> None:
-    network = Network(name="swin_unetr", base=24)
-    for use in (lambda: require_crop_fits(network, CROP), lambda: build_predictor(network, 1, 2)):
-        with pytest.raises(ConfigError, match="needs the package einops"):
             use()
 
 

@@ -1,0 +1,1 @@
+"""What the paper measures on a network beside its Dice."""

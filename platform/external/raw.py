@@ -1,0 +1,78 @@
+"""A study in nnU-Net's raw format: links to its files as they are, a `dataset.json`, and the split.
+
+A file is copied only where nnU-Net could not open it by the one file ending that a data set has; then the same bytes
+are compressed. Class values need no change: a study's are consecutive.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dropgen.features.studies.prepare import resolve_rule
+from dropgen.features.studies.study import Case, Study
+from dropgen.features.studies.volume import GZIP_MAGIC
+from dropgen.manifest import write_json
+
+DATASET = "Dataset001_study"
+ENDING = ".nii.gz"
+
+
+def write_dataset(folder: Path, study: Study, cases: Sequence[Case]) -> None:
+    """Writes `imagesTr`, `labelsTr` and `dataset.json` of these labelled cases.
+
+    nnU-Net names the classes of a data set in any order and reserves the names "background" and "ignore", so a class
+    is called by its value and its name.
+    """
+    place_images(folder / "imagesTr", cases)
+    for case in cases:
+        assert case.label is not None
+        _place(case.label, folder / "labelsTr" / f"{case.id}{ENDING}")
+    names = {f"{value} {name}": value for value, name in enumerate(study.classes) if value > 0}
+    description = {
+        "channel_names": {"0": channel_name(study)},
+        "labels": {"background": 0, **names},
+        "numTraining": len(cases),
+        "file_ending": ENDING,
+        # The default reader keeps the axis order of each file; like every other method, nnU-Net gets RAS.
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",
+    }
+    write_json(folder / "dataset.json", description)
+
+
+def place_images(folder: Path, cases: Sequence[Case]) -> None:
+    """Puts the image of every case where nnU-Net looks for its first channel: `<id>_0000.nii.gz`."""
+    for case in cases:
+        _place(case.image, folder / f"{case.id}_0000{ENDING}")
+
+
+def write_split(path: Path, train: Sequence[Case], val: Sequence[Case]) -> None:
+    """Writes `splits_final.json` with one fold."""
+    write_json(path, [{"train": [case.id for case in train], "val": [case.id for case in val]}])
+
+
+def channel_name(study: Study) -> str:
+    """What decides nnU-Net's normalisation: "CT" by the training set's intensities, anything else by each volume's.
+
+    "CT" where all training volumes hold Hounsfield units.
+    """
+    rules = {resolve_rule(study.intensity, case.modality) for case in study.split("train")}
+    return "CT" if rules == {"hu"} else "MRI"
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    with source.open("rb") as file:
+        compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        file.seek(0)
+        if compressed:
+            target.symlink_to(source.resolve())
+            return
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with gzip.open(partial, "wb", compresslevel=1) as copy:
+            shutil.copyfileobj(file, copy)
+        partial.replace(target)
