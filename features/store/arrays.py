@@ -24,7 +24,7 @@ from dropgen.features.store.compact import encode
 from dropgen.features.store.entry import read_commit
 
 METADATA = "zarr.json"
-COMPRESSOR = ZstdCodec(level=1)  # more levels cost time and save next to nothing (docs/feature-store.md)
+COMPRESSOR = ZstdCodec(level=1)  # what it saves: docs/feature-store.md
 # A mapped file holds a descriptor. A crop of 12 channels from kept maps takes a quarter of the time of new ones.
 OPEN_MAPS = min(max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 64), 8192)
 

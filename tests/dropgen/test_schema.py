@@ -108,6 +108,7 @@ def test_the_crop_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["bench"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_precompute_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> None:
     code, document = run("bench", "precompute", "--shape", "9,8,7", "--workers", "1")

@@ -95,6 +95,7 @@ def test_without_the_extra_the_command_that_installs_it_is_named(
         FeatureStore.of(Features(store="s3://not-asked-before/x"), tmp_path).has("labels", "k")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_study_goes_into_a_bucket_as_into_a_folder_though_the_first_run_is_killed(
     tiny: StudyFolder, bucket: S3Bucket, tmp_path: Path

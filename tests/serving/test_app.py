@@ -143,6 +143,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
             pass
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_termination_while_starting_leaves_nothing(registered: Registered) -> None:
     with serving(registered.root) as server:
