@@ -40,8 +40,8 @@ class Roster:
 def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults: bool) -> Roster:
     """Puts methods and test-time methods into an experiment, as far as they can run there.
 
-    A method that the experiment lists keeps the values that it gives there. A test-time method brings the models that
-    it is published for.
+    What the experiment lists keeps the values that it gives there. A test-time method brings the models that it is
+    published for.
 
     Args:
         experiment: Says how all are trained.
@@ -74,7 +74,9 @@ def roster(experiment: Experiment, study: Study, names: Sequence[str], defaults:
     if not methods:
         raise ConfigError(f"none of {', '.join(names)} can be trained here; {unavailable[0]['reason']}")
     search = experiment.search.model_copy(update={"test": "every" if defaults else "chosen"})
-    changes = {"methods": methods, "adaptations": tuple(map(Component.of, able)), "search": search}
+    given = {one.name: one for one in experiment.adaptations}
+    tuned = tuple(given.get(name, Component.of(name)) for name in able)
+    changes = {"methods": methods, "adaptations": tuned, "search": search}
     return Roster(experiment.model_copy(update=changes), tuple(unavailable))
 
 
@@ -97,7 +99,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         root,
         address=arguments.address,
         unavailable=found.unavailable,
-        notes=[_budget(experiment, arguments.defaults)],
+        notes=[_budget(found.experiment, arguments.defaults)],
         by_rank=True,
     )
     finish(summary)
@@ -144,6 +146,8 @@ def _line(method: str, reason: str) -> dict[str, Any]:
 
 def _budget(experiment: Experiment, defaults: bool) -> str:
     steps = f"{experiment.training.steps} steps for every training"
+    given = ", ".join(adapt.label for adapt in experiment.adaptations if adapt.options)
+    tuned = f"test-time methods are tuned on validation{f', but for what was given: {given}' if given else ''}."
     if defaults:
-        return f"Small budget: {steps}, every method at its default values; test-time methods are tuned on validation."
-    return f"Budget: {steps}, every method over its search space; the row is its best on validation."
+        return f"Small budget: {steps}, every method at its default values; {tuned}"
+    return f"Budget: {steps}, every method over its search space and tested as its best on validation; {tuned}"

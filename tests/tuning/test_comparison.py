@@ -97,6 +97,9 @@ def test_what_the_experiment_lists_keeps_its_values(tmp_path: Path) -> None:
     methods = [{"name": "mixup", "p": 0.3}, {"name": "gin"}, {"name": "maskgen", "p": 0.1}]
     experiment = tiny_experiment(tmp_path, methods=methods)
     assert labels(roster_of(experiment, "mixup,cutout,dropgen")) == ["dropgen p=0.1", "mixup p=0.3", "cutout"]
+    adapted = tiny_experiment(tmp_path, methods=ERM, adaptations=[{"name": "tent", "steps": 5}])
+    found = roster_of(adapted, "tent,alpha").experiment.adaptations
+    assert [adaptation.label for adaptation in found] == ["tent steps=5", "alpha"]
 
 
 @pytest.mark.parametrize(
