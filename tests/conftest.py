@@ -1,14 +1,16 @@
-"""Where tests find real volumes and golden values; tests that need them skip where they are absent."""
+"""What tests of several floors share. Those that need real volumes or golden values skip where they are absent."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests_support.s3 import ACCESS, S3Bucket, serve
+from tests_support.standin import StandIn
 
 # One thread per process, as Ray gives its workers: the cores are few, and sums in another order differ in the last bit.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -48,3 +50,29 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
     for key, value in {**ACCESS, "AWS_ENDPOINT_URL": s3_server}.items():
         monkeypatch.setenv(key, value)
     return S3Bucket.make(s3_server)
+
+
+@pytest.fixture(scope="session")
+def filled_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output root with the tiny study and its store."""
+    from tests_support.tiny import fill_store, tiny_experiment  # not for every test that pytest collects
+
+    root = tmp_path_factory.mktemp("filled")
+    fill_store(tiny_experiment(root), root)
+    return root
+
+
+@pytest.fixture
+def root(filled_root: Path, tmp_path: Path) -> Path:
+    """A copy of the filled root that a test may write to."""
+    shutil.copytree(filled_root, tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Small programs in the place of nnU-Net's."""
+    programs = StandIn.install(tmp_path / "programs")
+    for module in ("commands", "nnunet"):
+        monkeypatch.setattr(f"dropgen.platform.external.{module}.program", programs.program)
+    return programs

@@ -85,16 +85,18 @@ class Bucket:
 
         The latter happens where the store's first answer was lost and the request was sent again.
         """
-        from obstore.exceptions import AlreadyExistsError, NotSupportedError
+        from obstore.exceptions import AlreadyExistsError
 
         with self._talking("write to") as client:
             try:
                 client.put(name, content, mode="create")
             except AlreadyExistsError:
                 return False
-            except (NotSupportedError, NotImplementedError):
-                # Two writers may both get here; each leaves a record of its own files, and either is whole.
-                client.put(name, content)
+            except NotImplementedError as error:  # what obstore raises where they are switched off
+                raise ResourceError(
+                    f"cannot write to {self.url}: its conditional writes are switched off, and without them one writer "
+                    "could undo another's work; unset AWS_CONDITIONAL_PUT, or use a store that has them"
+                ) from error
         return True
 
     def age(self, name: str) -> float | None:

@@ -9,12 +9,11 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from dropgen.features.unet import UNet
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion
-from dropgen.platform.methods.survivors import over_survivors
+from dropgen.platform.methods.survivors import predict
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,5 @@ class DropGen(Joint):
         if self.p == 0:
             return criterion(network(u), batch.label_bcxyz)
         u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
-        is_unet = isinstance(getattr(network, "module", network), UNet)  # `module`: as several workers wrap it
-        logits = network(u, call=over_survivors(batch.kept_bc)) if is_unet else network(u)
-        loss = criterion(logits, batch.label_bcxyz)
+        loss = criterion(predict(network, u, batch.kept_bc), batch.label_bcxyz)
         return loss if batch.kept_bc.any() else 0 * loss

@@ -45,12 +45,9 @@ class Gin(Method):
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Every sample under a network of its own."""
-        crops = zip(self._repeated(image_bcxyz), generators, strict=True)
+        crops = zip(self.inputs(image_bcxyz, None), generators, strict=True)
         return torch.stack([random_intensities(crop_cxyz, generator) for crop_cxyz, generator in crops]), label_bcxyz
 
     def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
         """The image, repeated."""
-        return self._repeated(image_b1xyz)
-
-    def _repeated(self, image_b1xyz: Tensor) -> Tensor:
         return image_b1xyz.expand(-1, self.channels, -1, -1, -1)

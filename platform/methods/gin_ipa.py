@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.blend_map import blend_map
 from dropgen.platform.methods.checks import require_choice, require_number
-from dropgen.platform.methods.method import Criterion, Method
+from dropgen.platform.methods.gin import Gin
+from dropgen.platform.methods.method import Criterion
 from dropgen.platform.methods.random_cnn import random_intensities
 
 COPIES = 3
 
 
 @dataclass(frozen=True)
-class GinIpa(Method):
+class GinIpa(Gin):
     """GIN with interventional pseudo-correlation augmentation and a consistency loss.
 
     Every crop is made three times by independent random networks, g1, g2, g3. A smooth map b in [0, 1] blends the
@@ -32,29 +33,22 @@ class GinIpa(Method):
         weight: Of the consistency loss; the published values hold for its mean over all elements.
         sup_copies: Whether the criterion sees the "first" copy alone, as published, or "all".
         detach_mean: Whether no gradient flows through the mean prediction; as published it does.
-        channels: As in GIN.
     """
 
     weight: float = 10.0
     sup_copies: str = "first"
     detach_mean: bool = False
-    channels: int = 3
 
     name: ClassVar[str] = "gin_ipa"
     acts_on: ClassVar[str] = "loss"
-    best_seed: ClassVar[bool] = True
+    under_dropgen: ClassVar[bool] = False
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"weight": (5.0, 10.0, 20.0)}
-    source: ClassVar[str] = "Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2022"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number(self.name, "weight", self.weight, "[0, inf)")
         require_choice(self.name, "sup_copies", self.sup_copies, ("first", "all"))
         require_choice(self.name, "detach_mean", self.detach_mean, (False, True))
-        require_choice(self.name, "channels", self.channels, (1, 3))
-
-    def in_channels(self, feature_channels: int) -> int:
-        """The image, repeated."""
-        return self.channels
 
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
@@ -62,10 +56,6 @@ class GinIpa(Method):
         """The copies c1, c2, c3 of every sample side by side, `[B, 3 * channels, X, Y, Z]`."""
         crops = zip(self.inputs(image_bcxyz, None), generators, strict=True)
         return torch.stack([_copies(crop_cxyz, generator) for crop_cxyz, generator in crops]), label_bcxyz
-
-    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
-        """The image, repeated."""
-        return image_b1xyz.expand(-1, self.channels, -1, -1, -1)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the copies that have one, plus weight * consistency of all three."""

@@ -13,6 +13,7 @@ from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion
+from dropgen.platform.methods.survivors import predict
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,4 @@ class StructuredDropout(Joint):
         """The criterion on the prediction from u'."""
         factor_bc = batch.kept_bc / (1 - self.p / 2 if self.rescale else 1)
         u = self.inputs(batch.image_bcxyz, batch.features_bcxyz) * factor_bc[:, :, None, None, None]
-        return criterion(network(u), batch.label_bcxyz)
+        return criterion(predict(network, u, batch.kept_bc), batch.label_bcxyz)

@@ -8,6 +8,21 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dropgen.features.unet import UNet
+
+
+def predict(network: nn.Module, u_bcxyz: Tensor, kept_bc: Tensor) -> Tensor:
+    """Logits from an input whose dropped channels are zero; a flat UNet never reads those that no sample keeps.
+
+    Args:
+        network: The predictor, as a method's `network` built it or as several workers wrap it.
+        u_bcxyz: Input after dropout.
+        kept_bc: bool `[B, C]`, the channels that are left.
+    """
+    unwrapped = getattr(network, "module", network)
+    logits: Tensor = network(u_bcxyz, call=over_survivors(kept_bc)) if isinstance(unwrapped, UNet) else network(u_bcxyz)
+    return logits
+
 
 def over_survivors(kept_bc: Tensor) -> Callable[[int, nn.Module, Tensor], Tensor]:
     """What `UNet.forward` takes as `call`: module 0 reads only channels that some sample of the batch keeps.

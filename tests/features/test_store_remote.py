@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dropgen.errors import StoreError
+from dropgen.errors import ResourceError, StoreError
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import KINDS, FeatureStore, Kind
 from dropgen.features.store.entry import COMMIT
@@ -293,6 +293,17 @@ def test_a_writer_that_is_overtaken_gives_way_and_takes_its_files_away(remote: F
     assert remote.provenance("labels", "k") == {"who": "first"}
     assert remote.label("k").all()
     assert len(bucket.names()) == 3
+
+
+def test_a_store_whose_conditional_writes_are_switched_off_is_refused_and_keeps_no_entry(
+    bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    store = store_at(bucket, tmp_path / "here")
+    with pytest.raises(ResourceError, match=r"cannot write to s3://.*conditional writes.*unset AWS_CONDITIONAL_PUT"):
+        store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one"})
+    assert not store.has("labels", "k")
+    assert not [name for name in bucket.names() if name.endswith(".json") and name.count("/") == 1]
 
 
 def test_a_sweep_leaves_what_a_gc_has_hidden_and_may_show_again(

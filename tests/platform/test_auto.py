@@ -32,19 +32,6 @@ def records(root: Path) -> list[Path]:
     return sorted((root / "tiny" / "features").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("filled")
-    fill_store(tiny_experiment(root), root)
-    return root
-
-
-@pytest.fixture
-def root(filled: Path, tmp_path: Path) -> Path:
-    shutil.copytree(filled, tmp_path / "root")
-    return tmp_path / "root"
-
-
 def opened(root: Path, source: str, **changes: Any) -> Workbench:
     """A workbench where "auto" has come to a source."""
     experiment = tiny_experiment(root, features=AUTO, **changes)

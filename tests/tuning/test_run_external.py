@@ -19,14 +19,6 @@ def experiment(root: Path) -> Experiment:
     return tiny_experiment(root, methods=METHODS)
 
 
-@pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    programs = StandIn.install(tmp_path / "programs")
-    for module in ("commands", "nnunet"):
-        monkeypatch.setattr(f"dropgen.platform.external.{module}.program", programs.program)
-    return programs
-
-
 @pytest.mark.slow
 def test_nnunet_is_a_row_of_the_table_and_never_the_registered_model(
     experiment: Experiment, root: Path, standin: StandIn, ray_session: Any

@@ -37,14 +37,6 @@ def here(bench: Workbench, tmp_path: Path) -> Workbench:
     return replace(bench, root=tmp_path)
 
 
-@pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    programs = StandIn.install(tmp_path / "programs")
-    for module in ("commands", "nnunet"):
-        monkeypatch.setattr(f"dropgen.platform.external.{module}.program", programs.program)
-    return programs
-
-
 def ids(cases: Any) -> list[str]:
     return sorted(case.id for case in cases)
 
