@@ -64,12 +64,19 @@ VERBS: dict[str, Verb] = {
         overrides=True,
     ),
     "study": Verb(
-        "check every case of a study before any work",
+        "check every case of a study before any work, or make a domain shift out of it",
         "dropgen.features.studies.command:command",
-        ("study check my-study.yaml", "study check my.yaml --json"),
+        ("study check my-study.yaml", "study check my.yaml --json", "study shift my-study.yaml --out shifted"),
         (
-            option("action", choices=("check",), help="check: verify every case"),
+            option(
+                "action",
+                choices=("check", "shift"),
+                help="check: verify every case; shift: write a study whose held-out cases come back under intensity "
+                "shifts",
+            ),
             option("study", type=Path, help="study YAML, or an experiment YAML that names one"),
+            option("--out", type=Path, help="shift: folder of the new study"),
+            option("--shifts", default="all", help="shift: gamma, inverted, biased, noisy, coarse (default: all)"),
         ),
     ),
     "precompute": Verb(

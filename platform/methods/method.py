@@ -39,7 +39,6 @@ class Method:
         best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
         copies: float32 volumes of every class that a prediction holds beside the one that it returns.
-        after_training: Hyperparameters that training does not depend on: a trained network may be given other values.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
@@ -54,7 +53,6 @@ class Method:
     best_seed: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
     copies: ClassVar[float] = 0.0
-    after_training: ClassVar[tuple[str, ...]] = ()
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     source: ClassVar[str]
 
@@ -67,6 +65,11 @@ class Method:
     def of(cls, options: Mapping[str, Any]) -> Self:
         """Builds the method from some of its `options`."""
         return cls(**options)
+
+    @property
+    def after_training(self) -> Mapping[str, tuple[Any, ...]]:
+        """Hyperparameters that training does not depend on, each with the values to try on the trained network."""
+        return {}
 
     def in_channels(self, feature_channels: int) -> int:
         """Width of the network's input."""

@@ -72,8 +72,7 @@ class Batches:
                 features = torch.stack([values for _, _, values in read if values is not None])
             else:
                 assert self.extractor is not None
-                features = self.extractor(units)
-            features = instance_norm(features)
+                features = instance_norm(self.extractor(units))
         strength = torch.tensor([sample.strength for sample in samples], device=self.device)
         return Batch(self._rescale(units, samples), labels, features, kept, samples[0].noise_seed, strength)
 
@@ -85,7 +84,7 @@ class Batches:
         return (units_bcxyz - shift) / scale
 
     def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One sample's unit crop `[1, ...]` and label `[1, ...]`, and on the device raw features `[C, ...]`."""
+        """One sample's unit crop `[1, ...]` and label `[1, ...]`, and on the device its stored features `[C, ...]`."""
         keys = self.keys[sample.case]
         assert keys.label is not None
         unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))
@@ -100,7 +99,7 @@ class Batches:
         return unit, label.long(), features
 
     def _stored_features(self, sample: Sample) -> Tensor:
-        """Raw features of the crop under the sample's geometry, on the device; dropped channels stay zero, unread.
+        """Normalised features of the crop under the sample's geometry, on the device; dropped channels are 0, unread.
 
         They travel in the stored type and become float32 there. The features are the last channels of every network
         input, so the last entries of `kept`.
@@ -119,7 +118,7 @@ class Batches:
             crop = stored.decode(torch.from_numpy(turned).to(self.device), source)
             if sample.affine is not None:
                 crop = warp(crop, sample.affine, self._background[wanted])
-            result[wanted] = crop
+            result[wanted] = instance_norm(crop[None])[0]
         return result
 
     @functools.cached_property

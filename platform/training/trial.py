@@ -23,6 +23,7 @@ from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter, SegmenterSpec
 from dropgen.platform.training.batches import Batches
 from dropgen.platform.training.bench import Workbench
+from dropgen.platform.training.dial import Dialled, dial
 from dropgen.platform.training.loop import History, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.workers import Workers
@@ -89,7 +90,14 @@ def run_trial(
         if workers.rank == 0:
             write_json(folder / DIVERGED, {"label": trial.label, "step": error.step, "why": str(error)})
         raise
-    result = _result(bench, trial, method, history, time.perf_counter() - began)
+    dialled = dial(
+        trial.method,
+        lambda: Segmenter.load(folder / "bundle", device),
+        lambda candidate: _validate(bench, candidate, candidate.method, workers),
+    )
+    if dialled is not None and workers.rank == 0:
+        dialled.segmenter.save(folder / "bundle")
+    result = _result(bench, trial, method, history, dialled, time.perf_counter() - began)
     if workers.rank == 0:
         write_json(folder / "result.json", result)
     return result
@@ -174,16 +182,21 @@ def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -
     return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
 
 
-def _result(bench: Workbench, trial: Trial, method: Method, history: History, seconds: float) -> dict[str, Any]:
+def _result(
+    bench: Workbench, trial: Trial, method: Method, history: History, dialled: Dialled | None, seconds: float
+) -> dict[str, Any]:
     folder = bench.folder(trial)
     steps = bench.experiment.training.steps
     best_step, val_dice = history.best
+    if dialled is not None:
+        val_dice = dialled.val_dice
     return {
         "label": trial.label,
         "method": method.name,
         "options": trial.method.options,
         "p": method.p if isinstance(method, DropGen) else None,
         "seed": trial.seed,
+        "after_training": dialled and {"options": dialled.options, "tried": [[*entry] for entry in dialled.tried]},
         "features": bench.source(method),
         "key": bench.key(trial),
         "steps": steps,
