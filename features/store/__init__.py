@@ -14,6 +14,7 @@ import numpy as np
 from dropgen.config import Features
 from dropgen.errors import StoreError
 from dropgen.features.store.arrays import write_array
+from dropgen.features.store.checksum import forget_comparisons
 from dropgen.features.store.features import StoredFeatures
 from dropgen.features.store.folder import Folder
 from dropgen.features.store.mapped import close_maps, map_label, map_volume
@@ -22,7 +23,7 @@ from dropgen.features.store.remote import Remote
 from dropgen.features.studies.prepare import Prepared
 from dropgen.manifest import digest
 
-__all__ = ["KINDS", "Entry", "FeatureStore", "Kind", "StoredFeatures", "close_maps"]
+__all__ = ["KINDS", "Entry", "FeatureStore", "Kind", "StoredFeatures", "close_maps", "forget_comparisons"]
 
 
 class FeatureStore:

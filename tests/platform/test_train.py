@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from dropgen.config import Component, Trial
 from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError
-from dropgen.features.store import FeatureStore
+from dropgen.features.store import FeatureStore, close_maps
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
@@ -83,6 +84,30 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="dropgen precompute"):
         Workbench.open(tiny_experiment(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["volumes", "labels", "features"])
+def test_a_flipped_bit_ends_training_with_the_case_named_and_the_repaired_store_continues_it(
+    tmp_path: Path, kind: str
+) -> None:
+    sound, bench = tiny_bench(tmp_path / "sound"), tiny_bench(tmp_path / "damaged")
+    (case, *_) = bench.study.split("train")
+    entry = next(entry for entry in bench.index.keys[case.id].entries() if entry[0] == kind)
+    folder = bench.store.path(*entry)
+    chunk = next(folder.glob("c.*"))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    close_maps()
+    trial = Trial(method=Component.of("rep_only"), seed=1)
+    where = rf"{kind}/{entry[1]} \(case {case.id}\): file {chunk.name}"
+    with pytest.raises(StoreError, match=rf"{where} is damaged; remove {folder} and run `dropgen precompute"):
+        train_trial(bench, trial)
+    assert read_json(bench.folder(trial) / "result.json") is None
+    shutil.rmtree(folder)
+    fill_store(bench.experiment, bench.root)
+    close_maps()
+    assert train_trial(bench, trial)["curve"] == train_trial(sound, trial)["curve"]
 
 
 def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:
