@@ -28,6 +28,12 @@ def map_label(folder: str) -> np.ndarray:
     return _map(folder, open_array(Path(folder)))
 
 
+def highest_label(folder: str) -> int:
+    """The greatest value of an entry's label map; entries written before they said so are read for it."""
+    said = open_array(Path(folder)).attributes.get("highest")
+    return int(map_label(folder).max() if said is None else said)
+
+
 def close_maps() -> None:
     """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
     for kept in (map_volume, map_label, StoredFeatures.open, map_chunk):

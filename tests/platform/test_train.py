@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dropgen.config import Component, Trial
-from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError
+from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError, StudyError
 from dropgen.features.store import FeatureStore, close_maps
+from dropgen.features.store.arrays import METADATA
+from dropgen.features.store.entry import COMMIT, describe, sealed
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
@@ -108,6 +112,34 @@ def test_a_flipped_bit_ends_training_with_the_case_named_and_the_repaired_store_
     fill_store(bench.experiment, bench.root)
     close_maps()
     assert train_trial(bench, trial)["curve"] == train_trial(sound, trial)["curve"]
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_stored_label_with_a_value_that_is_no_class_is_refused_before_step_zero(
+    tmp_path: Path, says_so: bool
+) -> None:
+    bench = tiny_bench(tmp_path)
+    if not says_so:
+        for key in bench.store.entries("labels"):
+            strip_highest(bench.store.path("labels", key))
+    study = bench.experiment.study
+    study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"classes": ["background", "organ"]}))
+    bench = Workbench.open(bench.experiment, tmp_path)
+    cases = [case.id for case in (*bench.study.split("train"), *bench.study.split("val"))]
+    with pytest.raises(StudyError, match=r"has the classes 0\.\.1 \(background, organ\), and some labels") as found:
+        train_trial(bench, DROPGEN)
+    assert [line.split(" of ")[0] for line in found.value.problems] == [f"case {case}: label value 2" for case in cases]
+    assert not (bench.folder(DROPGEN) / "last.ckpt").exists()
+
+
+def strip_highest(folder: Path) -> None:
+    """Makes a label's entry one that was written before entries said what their greatest value is."""
+    metadata = read_json(folder / METADATA)
+    assert metadata["attributes"].pop("highest") == 2
+    (folder / METADATA).write_text(json.dumps(metadata))
+    record = read_json(folder / COMMIT)
+    (folder / COMMIT).unlink()
+    (folder / COMMIT).write_bytes(sealed(describe(folder, record["provenance"])))
 
 
 def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:
