@@ -144,7 +144,9 @@ def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], checksum:
         raise damage(Path(folder), name, "missing") from None
     try:
         status = os.fstat(descriptor)
-        data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""  # no map can be empty
+        data: mmap.mmap | bytes = b""
+        if status.st_size:  # no map can be empty
+            data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
     if not checksum.fits_mapped(data, status):
