@@ -143,9 +143,9 @@ def parse_commit(data: bytes, entry: str, place: object) -> dict[str, Any]:
     try:
         record = unsealed(data)
     except ValueError:
-        case = CASE.search(data)  # still there, unless it is what was damaged
-        named = case[1].decode(errors="replace") if case else "?"
-        raise StoreError(f"{entry} (case {named}): its commit record is damaged; {remedy(place)}") from None
+        case = CASE.search(data)
+        told = f", which tells of case {case[1].decode(errors='replace')}," if case else ""
+        raise StoreError(f"{entry}: its commit record{told} is damaged; {remedy(place)}") from None
     if (found := record.get("format", FORMAT)) not in READABLE:
         raise StoreError(
             f"{entry} was written by dropgen {record['provenance'].get('version', '?')} in format {found} and this "

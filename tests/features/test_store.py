@@ -192,9 +192,12 @@ def test_no_reader_sees_a_flipped_bit_and_no_other_entry_suffers(store: FeatureS
     bits = st.integers(0, 8 * len(content) - 1).filter(lambda bit: not name <= bit // 8 < name + 13)
     flip(path, data.draw(bits))
     close_maps()
+    forget_comparisons()  # the clock of a file system may not have moved on since the last example
     try:
-        what = "its commit record" if path.name == COMMIT else f"file {path.name}"
-        with pytest.raises(StoreError, match=rf"{kind}/k \(case one\): {what} is damaged; remove .*{kind}/k and run"):
+        what = rf" \(case one\): file {path.name}"
+        if path.name == COMMIT:
+            what = ": its commit record, which tells of case one,"
+        with pytest.raises(StoreError, match=rf"{kind}/k{what} is damaged; remove .*{kind}/k and run"):
             read_all(store, kind)
         for other in set(KINDS) - {kind}:
             assert np.array_equal(read_all(store, other), whole[other])
@@ -232,7 +235,7 @@ def test_a_file_is_compared_once_per_process_and_again_when_it_changed(
     close_maps()  # as when other maps push it out
     assert compared() == []
     chunk = store.path("features", "k") / "c.2.0.0.0"
-    chunk.write_bytes(chunk.read_bytes())
+    os.utime(chunk, (1, 1))
     close_maps()
     assert compared() == chunks[:1]
     forget_comparisons()
@@ -252,6 +255,7 @@ def test_an_entry_with_the_checksums_of_format_1_is_read_and_checked(store: Feat
         read_all(store, kind)
         flip(next(folder.glob("c.*")), 3)
         close_maps()
+        forget_comparisons()
         for read in (store.verify, lambda kind, key: read_all(store, kind)):
             with pytest.raises(StoreError, match=rf"{kind}/k \(case one\): file c\..* is damaged"):
                 read(kind, "k")

@@ -21,6 +21,7 @@ from dropgen.errors import CheckpointError, ConfigError, DivergenceError, Resour
 from dropgen.features.store import FeatureStore, close_maps
 from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
+from dropgen.features.studies.study import validation_cases
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
@@ -125,7 +126,8 @@ def test_a_stored_label_with_a_value_that_is_no_class_is_refused_before_step_zer
     study = bench.experiment.study
     study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"classes": ["background", "organ"]}))
     bench = Workbench.open(bench.experiment, tmp_path)
-    cases = [case.id for case in (*bench.study.split("train"), *bench.study.split("val"))]
+    validated = validation_cases(bench.study, bench.experiment.selection.rule)
+    cases = [case.id for case in (*bench.study.split("train"), *validated)]
     with pytest.raises(StudyError, match=r"has the classes 0\.\.1 \(background, organ\), and some labels") as found:
         train_trial(bench, DROPGEN)
     assert [line.split(" of ")[0] for line in found.value.problems] == [f"case {case}: label value 2" for case in cases]
