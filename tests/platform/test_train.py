@@ -127,7 +127,9 @@ def test_a_stored_label_with_a_value_that_is_no_class_is_refused_before_step_zer
     study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"classes": ["background", "organ"]}))
     bench = Workbench.open(bench.experiment, tmp_path)
     validated = validation_cases(bench.study, bench.experiment.selection.rule)
-    cases = [case.id for case in (*bench.study.split("train"), *validated)]
+    used = [case.id for case in (*bench.study.split("train"), *validated)]
+    cases = [case for case in used if bench.store.label(bench.index.keys[case].label or "").max() == 2]
+    assert cases
     with pytest.raises(StudyError, match=r"has the classes 0\.\.1 \(background, organ\), and some labels") as found:
         train_trial(bench, DROPGEN)
     assert [line.split(" of ")[0] for line in found.value.problems] == [f"case {case}: label value 2" for case in cases]
@@ -137,7 +139,7 @@ def test_a_stored_label_with_a_value_that_is_no_class_is_refused_before_step_zer
 def strip_highest(folder: Path) -> None:
     """Makes a label's entry one that was written before entries said what their greatest value is."""
     metadata = read_json(folder / METADATA)
-    assert metadata["attributes"].pop("highest") == 2
+    assert metadata["attributes"].pop("highest") in (1, 2)
     (folder / METADATA).write_text(json.dumps(metadata))
     record = read_json(folder / COMMIT)
     (folder / COMMIT).unlink()
