@@ -57,7 +57,7 @@ class Batches:
     def at(self, step: int) -> Batch:
         """The batch of one step, on the device."""
         samples = [self.plan.sample(step, slot) for slot in self.slots]
-        read = [self._read(sample) for sample in samples]
+        read = [self.read(sample) for sample in samples]
         units, labels = self.method.augment(
             torch.stack([unit for unit, _, _ in read]),
             torch.stack([label for _, label, _ in read]),
@@ -72,7 +72,8 @@ class Batches:
                 features = torch.stack([values for _, _, values in read if values is not None])
             else:
                 assert self.extractor is not None
-                features = instance_norm(self.extractor(units))
+                features = self.extractor(units)
+            features = instance_norm(features)
         strength = torch.tensor([sample.strength for sample in samples], device=self.device)
         return Batch(self._rescale(units, samples), labels, features, kept, samples[0].noise_seed, strength)
 
@@ -83,8 +84,13 @@ class Batches:
         scale = torch.tensor([volume.scale for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
         return (units_bcxyz - shift) / scale
 
-    def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One sample's unit crop `[1, ...]` and label `[1, ...]`, and on the device its stored features `[C, ...]`."""
+    def read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One sample before its method and the instance norm.
+
+        Returns:
+            Unit crop `[1, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where they
+            are stored.
+        """
         keys = self.keys[sample.case]
         assert keys.label is not None
         unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))
@@ -99,7 +105,7 @@ class Batches:
         return unit, label.long(), features
 
     def _stored_features(self, sample: Sample) -> Tensor:
-        """Normalised features of the crop under the sample's geometry, on the device; dropped channels are 0, unread.
+        """Raw features of the crop under the sample's geometry, on the device; dropped channels stay zero, unread.
 
         They travel in the stored type and become float32 there. The features are the last channels of every network
         input, so the last entries of `kept`.
@@ -118,7 +124,7 @@ class Batches:
             crop = stored.decode(torch.from_numpy(turned).to(self.device), source)
             if sample.affine is not None:
                 crop = warp(crop, sample.affine, self._background[wanted])
-            result[wanted] = instance_norm(crop[None])[0]
+            result[wanted] = crop
         return result
 
     @functools.cached_property

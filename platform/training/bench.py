@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from dropgen.config import Component, Experiment, Network, Trial, to_json
-from dropgen.errors import CheckpointError, ConfigError
+from dropgen.errors import CheckpointError, ConfigError, StudyError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
@@ -153,6 +153,27 @@ class Workbench:
         index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
         return cls(experiment, root, study, store, extractor, index, choice)
+
+    def require_known_labels(self) -> None:
+        """Refuses labels with a value that is no class of the study.
+
+        A stored label knows no classes: a study with fewer of them finds those of another one over the same files.
+
+        Raises:
+            StudyError: Names every such case of the training and validation cases, the value and the classes.
+        """
+        study, problems = self.study, []
+        last = len(study.classes) - 1
+        for case in (*study.split("train"), *validation_cases(study, self.experiment.selection.rule)):
+            key = self.index.keys[case.id].label
+            if key is not None and (highest := self.store.highest_label(key)) > last:
+                problems.append(f"case {case.id}: label value {highest} of {case.label} is unknown")
+        if problems:
+            raise StudyError(
+                f"study {study.name} has the classes 0..{last} ({', '.join(study.classes)}), and some labels more; "
+                "add the classes to the study or correct the labels:",
+                problems,
+            )
 
     def source(self, method: Method) -> Source | None:
         """Where a method's features come from; None where it has none."""

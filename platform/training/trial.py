@@ -46,6 +46,8 @@ def run_trial(
 
     Raises:
         DivergenceError: A loss is not finite.
+        StudyError: A label holds a value that is no class, before the first step.
+        StoreError: An entry is damaged; names the case.
     """
     folder = bench.folder(trial)
     if (done := finished(folder)) is not None:
@@ -144,7 +146,12 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
 def make_batches(
     bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str
 ) -> Batches:
-    """This rank's share of a trial's batches; `channels` is the number of feature channels."""
+    """This rank's share of a trial's batches; `channels` is the number of feature channels.
+
+    Raises:
+        StudyError: As `Workbench.require_known_labels`.
+    """
+    bench.require_known_labels()
     training = bench.experiment.training
     cases = bench.study.split("train")
     plan = SamplePlan(
