@@ -23,7 +23,7 @@ from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits, require_layers
 from dropgen.platform.training.choice import Choice, Source
 
-# Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
+# Everything between a file and a chosen bundle: what predicts in validation takes part in the choice.
 CODE = (
     "features",
     "platform/training",
@@ -32,6 +32,7 @@ CODE = (
     "platform/segmenter.py",
     "platform/evaluation/inference.py",
     "platform/evaluation/metrics.py",
+    "platform/evaluation/quality.py",
 )
 ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
