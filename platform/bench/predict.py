@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -117,10 +117,10 @@ def bench_memory(spec: MemoryBench, folder: Path, on_run: Callable[[], None] = l
     for name, made in runs.items():
         row = {"bench": "predict", "part": "memory", "peer": name} | _spread(made)
         peer, bundle = contenders[name]
-        comparable = made and plain is not None and bundle == IMAGE
         rows.append(row | {
             "planned_mib": planned[bundle] if peer == SLABS else None,
-            "least_dice": _least(_agreement(_mask(folder, name), plain, spec.classes)) if comparable else None,
+            "least_dice": _least(_agreement(_mask(folder, name), plain, spec.classes))
+            if made and plain is not None and bundle == IMAGE else None,
             "unavailable": None if made else "its process was killed: the machine has too little memory for it",
         })  # fmt: skip
     return rows
@@ -143,7 +143,8 @@ def bench_features(
     _require(spec)
     _write_volume(folder, spec.shape)
     bundles, planned = {}, {}
-    for name, scope in ((ONCE, "volume"), (WINDOWS, "window")):
+    scopes: dict[str, Literal["volume", "window"]] = {ONCE: "volume", WINDOWS: "window"}
+    for name, scope in scopes.items():
         segmenter = anatomix_like(spec.network, spec.classes, spec.crop, scope, folder)
         bundles[name], planned[name] = folder / scope, _planned_mib(segmenter, spec.shape)
         segmenter.save(bundles[name])
@@ -281,7 +282,8 @@ def _least(agreement: np.ndarray) -> float:
 
 
 def _require(spec: MemoryBench | FeaturesBench) -> None:
-    if len(spec.shape) != 3 or min(spec.shape) < spec.crop:
+    edges: tuple[int, ...] = spec.shape  # the command line may name more or fewer
+    if len(edges) != 3 or min(edges) < spec.crop:
         raise ConfigError(f"--shape = {spec.shape}: a volume has three axes of at least a window's {spec.crop} voxels")
     if spec.repeats < 1:
         raise ConfigError(f"--repeats = {spec.repeats}: a benchmark needs at least 1 round")

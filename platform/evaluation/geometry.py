@@ -158,8 +158,8 @@ def _cropped(bench: Workbench, case: Case) -> Iterator[Row]:
     def compare(context: int, stats: np.ndarray | None) -> Difference:
         wide = _widened(box, context)
         image = torch.from_numpy(np.array(unit[wide]))[None, None]
-        inner = tuple(slice(context, context + size) for size in shape)
-        return difference(truth, extractor(image, _batched(stats))[(0, slice(None), *inner)], everywhere)
+        x, y, z = (slice(context, context + size) for size in shape)
+        return difference(truth, extractor(image, _batched(stats))[0, :, x, y, z], everywhere)
 
     for context in range(0, step * CONTEXTS, step):
         yield Row(case.id, "context", "", context, *compare(context, stored.stats))

@@ -15,14 +15,15 @@ def peak_bytes(work: Callable[[], object]) -> int:
     """The most bytes that tensors made by the work held at one time, what a library scratches inside a kernel apart."""
     with _Watch() as watch:
         work()
-    return watch.peak
+    peak: int = watch.peak
+    return peak
 
 
 class _Watch(TorchDispatchMode):
     """Counts every storage from the operation that made it until it is freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
