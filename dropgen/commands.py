@@ -64,12 +64,26 @@ VERBS: dict[str, Verb] = {
         overrides=True,
     ),
     "study": Verb(
-        "check every case of a study before any work",
+        "check every case of a study before any work, or make a study of a public benchmark's archive",
         "dropgen.features.studies.command:command",
-        ("study check my-study.yaml", "study check my.yaml --json"),
         (
-            option("action", choices=("check",), help="check: verify every case"),
-            option("study", type=Path, help="study YAML, or an experiment YAML that names one"),
+            "study check my-study.yaml", "study check my.yaml --json",
+            "study convert amos amos22/ studies/amos", "study convert prostate SAML/ studies/prostate",
+        ),
+        (
+            option(
+                "action",
+                choices=("check", "convert"),
+                help="check: verify every case; convert: write manifest and YAML for an archive as it is published",
+            ),
+            option(
+                "study",
+                help="check: study YAML, or an experiment YAML that names one; convert: brats, amos, cow, hvsmr, "
+                "prostate or pandg",
+            ),
+            option("raw", type=Path, nargs="?", help="convert: the unpacked archive, which is only read"),
+            option("out", type=Path, nargs="?", help="convert: folder for the study"),
+            option("--include-va-ct", action="store_true", help="convert amos: train on the 100 CT of imagesVa too"),
         ),
     ),
     "precompute": Verb(

@@ -1,24 +1,42 @@
-"""The verb `study check`."""
+"""The verbs `study check` and `study convert`."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from dropgen.console import progress, say
-from dropgen.errors import StudyError
+from dropgen.console import progress, say, warn
+from dropgen.errors import ConfigError, StudyError
+from dropgen.features.studies.benchmarks import benchmark_of
+from dropgen.features.studies.benchmarks.amos import INCLUDE_VA_CT
 from dropgen.features.studies.check import require_sound
+from dropgen.features.studies.convert import convert
+from dropgen.features.studies.sources import MANIFEST
 from dropgen.features.studies.study import SPLITS, read_study
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Checks every case of a study.
+    """Checks a study, or makes one of a benchmark's archive.
 
     Raises:
-        StudyError: The study is not sound; names every problem.
+        ConfigError: An argument is missing or belongs to the other action.
+        StudyError: The study is not sound or the archive not as published; names every problem.
     """
-    study = read_study(arguments.study, arguments.root)
+    if arguments.action == "convert":
+        if arguments.raw is None or arguments.out is None:
+            raise ConfigError(
+                "study convert takes a benchmark, its archive and a folder, as in study convert amos amos22 out"
+            )
+        return _convert(arguments)
+    if arguments.raw is not None or arguments.include_va_ct:
+        raise ConfigError("study check takes one study YAML and nothing else")
+    return _check(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> dict[str, Any]:
+    study = read_study(Path(arguments.study), arguments.root)
     document: dict[str, Any] = {
         "study": study.name,
         "sound": True,
@@ -39,3 +57,33 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     say("  " + ", ".join(f"{split} {count}" for split, count in document["splits"].items()))
     say("  domains " + ", ".join(f"{domain} {count}" for domain, count in document["domains"].items()))
     return document
+
+
+def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
+    benchmark = benchmark_of(arguments.study)
+    flags = frozenset([INCLUDE_VA_CT] if arguments.include_va_ct else [])
+    with progress("files") as bar:
+        task = bar.add_task(f"convert {benchmark.name}", total=None, note="")
+        made = convert(
+            benchmark, arguments.raw, arguments.out, flags, lambda n, total: bar.update(task, completed=n, total=total)
+        )
+    splits = {split: [item for item in made.items if item.split == split] for split in SPLITS}
+    for line in made.warnings:
+        warn(line)
+    say(f"study {benchmark.name}: {len(made.items)} cases of {len({item.subject for item in made.items})} subjects")
+    for split, items in splits.items():
+        domains = ", ".join(f"{domain} {count}" for domain, count in Counter(item.domain for item in items).items())
+        say(f"  {split}: {len({item.subject for item in items})} subjects, {domains}")
+    say(f"  files written {made.written}, already there {made.reused}; everything else stays in {arguments.raw}")
+    say(f"next: dropgen study check {made.study}")
+    return {
+        "action": "convert",
+        "benchmark": benchmark.name,
+        "study": str(made.study),
+        "manifest": str(made.study.with_name(MANIFEST)),
+        "splits": {split: len(items) for split, items in splits.items()},
+        "domains": dict(Counter(item.domain for item in made.items)),
+        "written": made.written,
+        "reused": made.reused,
+        "warnings": list(made.warnings),
+    }
