@@ -108,13 +108,13 @@ def test_a_second_conversion_writes_nothing(archives: Path, studies: Path, name:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_missing_label_is_named_and_nothing_is_written(broken: Path, name: str, tmp_path: Path) -> None:
-    lost = next(path for path in sorted(broken.rglob("*.nii.gz")) if "abel" in str(path.relative_to(broken)))
-    if name in ("hvsmr", "prostate"):
-        lost = next(path for path in sorted(broken.rglob("*_seg*.nii.gz")) if "endpoints" not in path.name)
+    beside = name in ("hvsmr", "prostate")  # labels among the images
+    files = sorted(path.relative_to(broken) for path in broken.rglob("*_*eg*.nii.gz" if beside else "*.nii.gz"))
+    lost = broken / next(path for path in files if "endpoints" not in path.name and (beside or "label" in str(path)))
     lost.unlink()
     with pytest.raises(StudyError, match="nothing was written; expected is") as caught:
         convert(BENCHMARKS[name], broken, tmp_path / "out")
-    person = lost.name.partition(".")[0].split("_seg")[0].split("_Seg")[0]
+    person = lost.name.partition(".")[0].partition("_cropped")[0].partition("_Seg")[0].partition("_seg")[0]
     assert any(person in line and "has no label" in line for line in caught.value.problems)
     assert not (tmp_path / "out").exists()
 
