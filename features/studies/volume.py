@@ -136,7 +136,7 @@ def write_volume(path: Path, array: np.ndarray, affine: np.ndarray, note: str = 
 def read_note(path: Path) -> str | None:
     """The note in the header of a file that `write_volume` wrote; None where there is no such file."""
     try:
-        return bytes(nib.load(path).header["descrip"].item()).decode()
+        return bytes(nib.Nifti1Image.from_filename(path).header["descrip"].item()).decode()
     except (*DECODE_ERRORS, KeyError):
         return None
 
