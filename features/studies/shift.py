@@ -59,7 +59,7 @@ def noisy(unit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def coarse(unit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """x at half its resolution, back on its own grid."""
     lower = RandSimulateLowResolution(prob=1.0, zoom_range=(ZOOM, ZOOM))
-    return np.asarray(lower(torch.from_numpy(unit[None])))[0]
+    return np.asarray(lower(torch.from_numpy(unit[None]))[0])
 
 
 SHIFTS: dict[str, Shift] = {shift.__name__: shift for shift in (gamma, inverted, biased, noisy, coarse)}
