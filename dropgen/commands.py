@@ -64,18 +64,31 @@ VERBS: dict[str, Verb] = {
         overrides=True,
     ),
     "study": Verb(
-        "check every case of a study before any work, or make a domain shift out of it",
+        "check every case of a study, make one of a public benchmark's archive, or a domain shift out of one",
         "dropgen.features.studies.command:command",
-        ("study check my-study.yaml", "study check my.yaml --json", "study shift my-study.yaml --out shifted"),
+        (
+            "study check my-study.yaml", "study check my.yaml --json",
+            "study convert amos amos22/ studies/amos", "study convert prostate SAML/ studies/prostate",
+            "study shift my-study.yaml studies/shifted",
+        ),
         (
             option(
                 "action",
-                choices=("check", "shift"),
-                help="check: verify every case; shift: write a study whose held-out cases come back under intensity "
-                "shifts",
+                choices=("check", "convert", "shift"),
+                help="check: verify every case; convert: write manifest and YAML for an archive as it is published; "
+                "shift: write a study whose held-out cases come back under intensity shifts",
             ),
-            option("study", type=Path, help="study YAML, or an experiment YAML that names one"),
-            option("--out", type=Path, help="shift: folder of the new study"),
+            option(
+                "study",
+                help="check, shift: study YAML, or an experiment YAML that names one; convert: brats, amos, cow, "
+                "hvsmr, prostate or pandg",
+            ),
+            option(
+                "raw", type=Path, nargs="?",
+                help="convert: the unpacked archive, which is only read; shift: folder for the new study",
+            ),
+            option("out", type=Path, nargs="?", help="convert: folder for the study"),
+            option("--include-va-ct", action="store_true", help="convert amos: train on the 100 CT of imagesVa too"),
             option("--shifts", default="all", help="shift: gamma, inverted, biased, noisy, coarse (default: all)"),
         ),
     ),
