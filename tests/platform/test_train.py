@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dropgen.config import Component, Trial
-from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError
+from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError, WeightsError
 from dropgen.features.store import FeatureStore
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
@@ -83,6 +83,18 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="dropgen precompute"):
         Workbench.open(tiny_experiment(tmp_path), tmp_path)
+
+
+def test_a_missing_extractor_is_told_before_data_are_read_and_only_where_a_method_reads_features(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DROPGEN_WEIGHTS", raising=False)
+    features = {"extractor": {"name": "anatomix"}}
+    erm = Workbench.open(tiny_experiment(root, methods=[{"name": "erm"}], features=features), root)
+    assert erm.extractor is None
+    empty = tmp_path / "empty"  # no store: were data asked for first, that is what would be missed
+    with pytest.raises(WeightsError, match="anatomix weights not found"):
+        Workbench.open(tiny_experiment(empty, features=features), empty)
 
 
 def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:
