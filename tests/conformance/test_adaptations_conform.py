@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from dropgen.config import Component
-from dropgen.errors import ConfigError
 from dropgen.features.studies.prepare import Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation, Target, build

@@ -10,7 +10,6 @@ import torch
 
 from dropgen.features.unet import UNet
 
-
 CLASSES = (2, 4, 9, 14, 16)
 PARAMETERS = {  # by input channels, one for each of CLASSES
     1: (36_858_780, 36_859_860, 36_862_560, 36_865_260, 36_866_340),
