@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dropgen.config import Component, Trial
+from dropgen.config import Component, Experiment, Trial
 from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError, WeightsError
 from dropgen.features.store import FeatureStore
 from dropgen.manifest import read_json
@@ -78,6 +78,19 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
     assert [trial.seed for trial in choose_trials(experiment, "erm", 2)] == [2]
     with pytest.raises(ConfigError, match=r"did you mean 'dropgen p=0\.5'"):
         choose_trials(experiment, "dropgen p=.5", None)
+
+
+@pytest.mark.parametrize("values", [[], ()])
+def test_a_list_of_no_value_is_refused_instead_of_dropping_its_method(values: object) -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=values))
+    with pytest.raises(ConfigError, match=r"method dropgen: p = (\[\]|\(\)) lists no value; name at least one"):
+        trials_of(Experiment(name="x", study=Path("study.yaml"), methods=methods))
+
+
+def test_what_is_listed_twice_is_one_trial() -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=[0.5, 0.5]), Component.of("dropgen", p=0.5))
+    experiment = Experiment(name="x", study=Path("study.yaml"), methods=methods, seeds=(1, 1))
+    assert [trial.label for trial in trials_of(experiment)] == ["erm seed=1", "dropgen p=0.5 seed=1"]
 
 
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
