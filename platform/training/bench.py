@@ -38,9 +38,14 @@ ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is c
 
 
 def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
-    """Every method with every combination of its listed option values, with every seed."""
+    """Every method with every combination of its listed option values, with every seed; each once.
+
+    Raises:
+        ConfigError: A list holds no value.
+    """
     methods = [variant for method in experiment.methods for variant in _grid(method)]
-    return tuple(Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds)
+    trials = [Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds]
+    return tuple({trial.label: trial for trial in trials}.values())
 
 
 def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
@@ -105,6 +110,9 @@ def choice_record(experiment: Experiment, root: Path, study: Study, extractor: E
 def _grid(method: Component) -> list[Component]:
     names = list(method.options)
     values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
+    for name, listed in zip(names, values, strict=True):
+        if not listed:
+            raise ConfigError(f"method {method.name}: {name} = {listed} lists no value; name at least one")
     return [Component.of(method.name, **dict(zip(names, choice, strict=True))) for choice in itertools.product(*values)]
 
 

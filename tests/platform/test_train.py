@@ -16,8 +16,16 @@ import pytest
 import torch
 import yaml
 
-from dropgen.config import Component, Trial
-from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError, StudyError
+from dropgen.config import Component, Experiment, Trial
+from dropgen.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    ResourceError,
+    StoreError,
+    StudyError,
+    WeightsError,
+)
 from dropgen.features.store import FeatureStore, close_maps
 from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
@@ -86,6 +94,19 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
         choose_trials(experiment, "dropgen p=.5", None)
 
 
+@pytest.mark.parametrize("values", [[], ()])
+def test_a_list_of_no_value_is_refused_instead_of_dropping_its_method(values: object) -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=values))
+    with pytest.raises(ConfigError, match=r"method dropgen: p = (\[\]|\(\)) lists no value; name at least one"):
+        trials_of(Experiment(name="x", study=Path("study.yaml"), methods=methods))
+
+
+def test_what_is_listed_twice_is_one_trial() -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=[0.5, 0.5]), Component.of("dropgen", p=0.5))
+    experiment = Experiment(name="x", study=Path("study.yaml"), methods=methods, seeds=(1, 1))
+    assert [trial.label for trial in trials_of(experiment)] == ["erm seed=1", "dropgen p=0.5 seed=1"]
+
+
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="dropgen precompute"):
         Workbench.open(tiny_experiment(tmp_path), tmp_path)
@@ -144,6 +165,18 @@ def strip_highest(folder: Path) -> None:
     record = read_json(folder / COMMIT)
     (folder / COMMIT).unlink()
     (folder / COMMIT).write_bytes(sealed(describe(folder, record["provenance"])))
+
+
+def test_a_missing_extractor_is_told_before_data_are_read_and_only_where_a_method_reads_features(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DROPGEN_WEIGHTS", raising=False)
+    features = {"extractor": {"name": "anatomix"}}
+    erm = Workbench.open(tiny_experiment(root, methods=[{"name": "erm"}], features=features), root)
+    assert erm.extractor is None
+    empty = tmp_path / "empty"  # no store: were data asked for first, that is what would be missed
+    with pytest.raises(WeightsError, match="anatomix weights not found"):
+        Workbench.open(tiny_experiment(empty, features=features), empty)
 
 
 def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:
