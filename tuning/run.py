@@ -30,7 +30,10 @@ from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
+from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.evaluation.results import group_rows
+from dropgen.platform.evaluation.significance import significance
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
@@ -153,12 +156,15 @@ def run(
         keys = [result["key"] for _, result in results if result["key"] in wanted]
         trials = [trial for trial, result in results if result["key"] in wanted]
 
+        measuring = how(study, experiment.evaluation)
+
         def evaluate() -> tuple[list[Path], Any]:
             join_ray()
             summaries = evaluate_all(bench, trials)
             return [bench.folder(trial) / "evaluation" / "summary.json" for trial in trials], summaries
 
-        evaluations = stages.do("evaluate", digest([keys, bench.index.digest, code_version("platform")]), evaluate)
+        tested = digest([keys, bench.index.digest, measuring, code_version("platform")])
+        evaluations = stages.do("evaluate", tested, evaluate)
 
         def adapt() -> tuple[list[Path], Any]:
             join_ray()
@@ -167,8 +173,8 @@ def run(
 
         adapted: dict[str, Any] = {}
         if experiment.adaptations:
-            how = [to_json(one) for one in experiment.adaptations], code_version("features", "platform")
-            adapted = stages.do("adapt", digest([keys, bench.index.digest, how]), adapt)
+            means = [to_json(one) for one in experiment.adaptations], measuring, code_version("features", "platform")
+            adapted = stages.do("adapt", digest([keys, bench.index.digest, means]), adapt)
 
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
@@ -181,6 +187,7 @@ def run(
         rows = [*plain, *adapted_rows(plain, adapted)]
         if by_rank:
             rows = ranked(rows)
+        found_pairs = significance(group_rows(rows))
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -196,17 +203,18 @@ def run(
             "skipped": stages.skipped,
             "table": rows,
             "ranking": ranking_rows(rows),
+            "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "notes": [*notes, *seed_notes(rows)],
         }
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
+            digest([rows, measuring, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
             lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
-        write_results(folder, summary)
+        write_results(folder, summary, study.placeholder_spacing)
     return summary
 
 
@@ -298,8 +306,9 @@ def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> 
         return [Path(result["folder"]) / "result.json" for result in results], results
 
     keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    measuring = how(bench.study, bench.experiment.evaluation)
     results: list[dict[str, Any]] = stages.do(
-        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+        "external", digest([keys, bench.index.digest, measuring, code_version("platform")]), work
     )
     return results
 
