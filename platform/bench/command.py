@@ -17,7 +17,7 @@ from dropgen.features.bench.peers import all_peers
 from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
-from dropgen.platform.bench.metrics import MetricsBench, bench_metrics, make_labels
+from dropgen.platform.bench.metrics import LAYOUTS, MetricsBench, bench_metrics
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
@@ -94,10 +94,10 @@ def _metrics(arguments: argparse.Namespace) -> dict[str, Any]:
     spec = MetricsBench(**_stated({"shape": _edges("--shape", arguments.shape), "repeats": arguments.repeats}))
     found = machine()
     with progress("rounds") as bars:
-        task = bars.add_task("bench metrics", total=spec.repeats, note="")
-        rows = bench_metrics(spec, make_labels(spec), lambda: bars.update(task, advance=1))
+        task = bars.add_task("bench metrics", total=len(LAYOUTS) * spec.repeats, note="")
+        rows = [row for name in LAYOUTS for row in bench_metrics(spec, name, lambda: bars.update(task, advance=1))]
     for row in rows:
-        say(f"{row['contender']:8} HD95 and NSD of {spec.classes} classes: {row['median_s']:.2f} s "
+        say(f"{row['contender']:8} HD95 and NSD of {spec.classes} {row['layout']} classes: {row['median_s']:.2f} s "
             f"({row['min_s']:.2f} to {row['max_s']:.2f}), {row['ratio_to_monai']:.3f} x MONAI")  # fmt: skip
     return write_record(arguments.root, "metrics", asdict(spec), rows, found)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from dropgen.errors import ConfigError, StoreError
 from dropgen.features.bench.timing import LEAST_REPEATS, Spread, require_repeats, rounds, timed
 from dropgen.platform.evaluation.surface import SurfaceDistances
 
+LAYOUTS = ("compact", "scattered")
 TOLERANCE = 2.0  # mm
 SPACING = (0.8, 0.8, 1.5)  # mm, as abdominal CT
 AGREEMENT = 1e-4  # mm, and share; both keep distances in float32
@@ -47,8 +49,14 @@ class MetricsBench:
             raise ConfigError(f"--shape = {self.shape}: bench metrics needs three axes of at least 16 voxels")
 
 
-def make_labels(spec: MetricsBench) -> Labels:
-    """A truth of ellipsoids, and the same with every one moved by a voxel or three and swollen: a fair prediction."""
+def make_labels(spec: MetricsBench, layout: str) -> Labels:
+    """A truth of ellipsoids, and the same with every one moved by a voxel or three and swollen: a fair prediction.
+
+    Args:
+        spec: The volume.
+        layout: "compact", or "scattered": a stray voxel of every class lies in two opposite corners of the prediction,
+            so that no box around a class is smaller than the volume.
+    """
     generator = np.random.default_rng(spec.seed)
     grid = np.ogrid[tuple(slice(0, size) for size in spec.shape)]
     size = np.array(spec.shape)
@@ -59,21 +67,22 @@ def make_labels(spec: MetricsBench) -> Labels:
         for target, (middle, half) in zip(maps, moved, strict=True):
             inside = sum(((axis - m) / r) ** 2 for axis, m, r in zip(grid, middle, half, strict=True)) <= 1
             target[inside] = label
+    if layout == "scattered":
+        labels = np.arange(1, spec.classes + 1)
+        maps[1, : spec.classes, 0, 0] = maps[1, -spec.classes :, -1, -1] = labels
     return maps[0], maps[1]
 
 
-def bench_metrics(
-    spec: MetricsBench, labels: Labels, on_round: Callable[[], None] = lambda: None
-) -> list[dict[str, Any]]:
+def bench_metrics(spec: MetricsBench, layout: str, on_round: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """Times both ways of measuring every class, side by side, on one thread.
 
     Returns:
-        Rows `bench, contender, median_s, min_s, max_s, ratio_to_monai, repeats, raw_s`.
+        Rows `bench, contender, layout, median_s, min_s, max_s, ratio_to_monai, repeats, raw_s`.
 
     Raises:
         StoreError: The contenders did not measure the same.
     """
-    truth, prediction = labels
+    truth, prediction = make_labels(spec, layout)
     contenders: dict[str, Score] = {"dropgen": _ours, "monai": _monai}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     found: dict[str, list[tuple[float, float]]] = {}
@@ -82,10 +91,8 @@ def bench_metrics(
     try:
         for order in rounds(list(contenders), spec.repeats, np.random.default_rng(spec.seed)):
             for name in order:
-                spent, found[name] = timed(
-                    lambda score=contenders[name]: _score_all(score, prediction, truth, spec.classes),
-                    time.perf_counter,
-                )
+                work = functools.partial(_score_all, contenders[name], prediction, truth, spec.classes)
+                spent, found[name] = timed(work, time.perf_counter)
                 seconds[name].append(spent)
             on_round()
     finally:
@@ -95,14 +102,15 @@ def bench_metrics(
     spreads = {name: Spread.of(values) for name, values in seconds.items()}
     return [
         {
-            "bench": "metrics", "contender": name, "median_s": spread.median, "min_s": spread.low, "max_s": spread.high,
-            "ratio_to_monai": spread.median / spreads["monai"].median, "repeats": spec.repeats, "raw_s": seconds[name],
+            "bench": "metrics", "contender": name, "layout": layout, "median_s": spread.median, "min_s": spread.low,
+            "max_s": spread.high, "ratio_to_monai": spread.median / spreads["monai"].median, "repeats": spec.repeats,
+            "raw_s": seconds[name],
         }
         for name, spread in spreads.items()
     ]  # fmt: skip
 
 
-def _score_all(score: Score, prediction: np.ndarray, truth: np.ndarray, classes: int) -> Sequence[tuple[float, float]]:
+def _score_all(score: Score, prediction: np.ndarray, truth: np.ndarray, classes: int) -> list[tuple[float, float]]:
     return [score(prediction == label, truth == label) for label in range(1, classes + 1)]
 
 
