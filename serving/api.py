@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import logging
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from dropgen import __version__
 from dropgen.errors import DropGenError, VolumeError
 from dropgen.features.studies.volume import GZIP_MAGIC, mask_to_bytes, volume_from_bytes
 from dropgen.manifest import digest
+from dropgen.platform.evaluation.memory import gib
 from dropgen.platform.segmenter import Segmenter, read_record
 from dropgen.serving.room import TooLargeError, require_room
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 512 * 2**20  # as sent and unpacked; a CT of 512 x 512 x 1000 voxels at 2 bytes is 500 MiB
 MODEL_HEADER = "X-Dropgen-Model"
@@ -107,7 +111,7 @@ def create_api(segmenter: Segmenter, model: Model, max_memory: int, max_bytes: i
 def _segment(segmenter: Segmenter, body: bytes, modality: str | None, max_bytes: int, max_memory: int) -> bytes:
     try:
         volume = volume_from_bytes(_unpack(body, max_bytes), "the uploaded volume")
-        require_room(segmenter, volume, max_memory)
+        log.info("planned %s of %s GiB", require_room(segmenter, volume, max_memory), gib(max_memory))
         return mask_to_bytes(segmenter.predict(volume, modality), volume.affine)
     except MemoryError:
         raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None

@@ -26,7 +26,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from dropgen.features.cluster import connect  # isort: skip  (first: it makes settings that ray reads on import)
-import psutil
 import ray
 import torch
 from fastapi import FastAPI
@@ -34,7 +33,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from dropgen import console
+from dropgen import console, memory
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
@@ -59,7 +58,7 @@ def application(bundle: Path, model: Model, replicas: int, threads: int, gpus: f
     def build() -> FastAPI:
         torch.set_num_threads(threads)
         segmenter = Segmenter.load(bundle, "cuda" if gpus else "cpu")
-        return create_api(segmenter, model, psutil.virtual_memory().available // replicas)
+        return create_api(segmenter, model, memory.available() // replicas)
 
     configured = serve.deployment(
         name="segmenter",

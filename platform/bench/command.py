@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.progress import TaskID
+
 from dropgen.config import to_json
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, ResourceError
@@ -18,18 +20,20 @@ from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
 from dropgen.platform.bench.metrics import LAYOUTS, MetricsBench, bench_metrics
+from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
 STEP_CROP = 64
+PARTS = ("memory", "features")
 TAKEN_BY = {
-    "shape": ("store", "precompute", "metrics"), "channels": ("store",), "crops": ("store", "step"),
-    "workers": ("precompute",), "methods": ("step",),
+    "shape": ("store", "precompute", "predict", "metrics"), "channels": ("store",),
+    "crops": ("store", "step", "predict"), "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
 }  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`dropgen bench store`, `precompute`, `step` and `metrics`.
+    """`dropgen bench store`, `precompute`, `step`, `predict` and `metrics`.
 
     Raises:
         ConfigError: An option is wrong or belongs to another benchmark.
@@ -38,7 +42,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     _require_fitting(arguments)
     benches: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "store": _store, "precompute": _precompute, "step": _step, "metrics": _metrics,
+        "store": _store, "precompute": _precompute, "step": _step, "predict": _predict, "metrics": _metrics,
     }  # fmt: skip
     document = benches[arguments.action](arguments)
     say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
@@ -52,7 +56,8 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"bench {action} trains nothing, so '{arguments.overrides[0]}' says nothing to it")
     for name, actions in TAKEN_BY.items():
         if getattr(arguments, name) is not None and action not in actions:
-            raise ConfigError(f"--{name} belongs to bench {' and '.join(actions)}; leave it out of bench {action}")
+            owners = " and ".join(filter(None, (", ".join(actions[:-1]), actions[-1])))
+            raise ConfigError(f"--{name} belongs to bench {owners}; leave it out of bench {action}")
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,6 +140,52 @@ def _step_time(row: Mapping[str, Any]) -> str:
         return f"unavailable: {row['unavailable']}"
     waits = f"waits {100 * row['data_wait']:.1f}% for data"
     return f"{row['median_s']:8.3f} s a step, {row['ratio_to_erm']:.3f} x ERM, {waits}"
+
+
+def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    crop, *more = _edges("--crops", arguments.crops) or (MemoryBench.crop,)
+    if more:
+        raise ConfigError(f"--crops = {arguments.crops}: bench predict has windows of one size")
+    parts = PARTS if arguments.part is None else (arguments.part,)
+    shape = _edges("--shape", arguments.shape)
+    if shape is not None and len(parts) > 1:
+        raise ConfigError("--shape is of one part's volume; name that with --part memory or --part features")
+    given = _stated({"shape": shape, "crop": crop, "repeats": arguments.repeats})
+    found = machine()
+    rows: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    with _scratch(arguments.root) as folder, progress("runs") as bars:
+        for part in parts:
+            spec: MemoryBench | FeaturesBench = MemoryBench(**given) if part == "memory" else FeaturesBench(**given)
+            task = bars.add_task(f"bench predict {part}", total=spec.repeats * spec.contenders, note="")
+
+            def ran(task: TaskID = task) -> None:
+                bars.update(task, advance=1)
+
+            place = folder / part
+            place.mkdir()
+            rows += (
+                bench_memory(spec, place, ran) if isinstance(spec, MemoryBench) else bench_features(spec, place, ran)
+            )
+            settings[part] = {**asdict(spec), "network": to_json(spec.network)}
+    for row in rows:
+        say(f"{row['part']:8} {row['peer']:16} {_predicted(row)}")
+    return write_record(arguments.root, "predict", settings, rows, found)
+
+
+def _predicted(row: Mapping[str, Any]) -> str:
+    if row["unavailable"]:
+        return f"unavailable: {row['unavailable']}"
+    text = f"{row['median_s']:7.1f} s, {row['beside_mib']} MiB beside the model"
+    if row["planned_mib"] is not None:
+        text += f" (planned {row['planned_mib']})"
+    if row["part"] == "memory":
+        agreement = "" if row["least_dice"] is None else f", least Dice with whole logits {row['least_dice']:.5f}"
+        return text + agreement
+    return (
+        f"{text}, {row['ratio_to_windows']:.3f} x extracting in every window (floor {row['floor_flops']:.3f} by FLOPs, "
+        f"{row['floor_seconds']:.3f} by the calls' seconds), Dice between the two {row['mean_dice']:.4f}"
+    )
 
 
 def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from dropgen.__main__ import main
 from dropgen.commands import VERBS
 from dropgen.config import to_json
+from tests_support.archives import pandg
 from tests_support.tiny import fill_store, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,6 +86,13 @@ def test_a_study_check_prints_its_document_whether_the_study_is_sound_or_not(run
     assert (code, document["sound"], len(document["problems"])) == (2, False, 1)
 
 
+def test_a_study_conversion_prints_its_document(run: Run, tmp_path: Path) -> None:
+    pandg(tmp_path / "raw")
+    code, document = run("study", "convert", "pandg", str(tmp_path / "raw"), str(tmp_path / "out"))
+    assert (code, document["splits"]) == (0, {"train": 6, "val": 3, "test": 4})
+    assert Path(document["study"]).is_file() and Path(document["manifest"]).is_file()
+
+
 def test_every_action_on_the_store_prints_its_document(run: Run, tmp_path: Path) -> None:
     experiment = tiny_experiment(tmp_path)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(to_json(experiment)))
@@ -142,7 +150,7 @@ def test_the_step_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> No
         (("step", "--channels", "4"), "--channels belongs to bench store"),
         (("store", "--workers", "2"), "--workers belongs to bench precompute"),
         (("precompute", "--workers", "two"), "--workers = 'two': write processes with commas between them"),
-        (("precompute", "--crops", "64"), "--crops belongs to bench store and step; leave it out"),
+        (("precompute", "--crops", "64"), "--crops belongs to bench store, step and predict; leave it out"),
         (("precompute", "--network.base=2"), "bench precompute trains nothing"),
         (("step", "--crops", "64,128"), "bench step trains on crops of one size"),
     ],
