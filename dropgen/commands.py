@@ -168,6 +168,21 @@ VERBS: dict[str, Verb] = {
         (EXPERIMENT, option("--latex", action="store_true", help="write tables.tex for a paper too (booktabs)")),
         overrides=True,
     ),
+    "compare": Verb(
+        "compare the results of two experiments that ran the same methods, seeds and cases",
+        "dropgen.platform.evaluation.compare:command",
+        (
+            "compare stored online", "compare stored online --margin 1",
+            "compare stored online --margin 1 --method 'dropgen p=0.5'",
+            "compare runs/stored /mnt/cluster/runs/online --margin 0.5 --json",
+        ),
+        (
+            option("a", metavar="A", help="an experiment that has been run: its name, or its folder under any root"),
+            option("b", metavar="B", help="another, to be told apart from A"),
+            option("--margin", type=float, help="say whether B loses less than so many Dice points (default: do not)"),
+            option("--method", help="compare this one alone, by its label, for example 'dropgen p=0.5' (default: all)"),
+        ),
+    ),
     "register": Verb(
         "put a trained bundle into the model registry and point an alias at it",
         "dropgen.platform.tracking:command",

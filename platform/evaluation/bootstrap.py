@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -22,11 +23,22 @@ class Observations:
     subjects: np.ndarray
     domains: np.ndarray
 
+    @classmethod
+    def of(cls, keys: Sequence[tuple[str, str]]) -> Self:
+        """Numbers for the names of `(domain, subject)`."""
+        domains, subjects = zip(*keys, strict=True)
+        return cls(*(np.unique(names, return_inverse=True)[1] for names in (subjects, domains)))
+
     @property
     def weights(self) -> np.ndarray:
         """`[O]`, sum 1: a mean over domains of the mean over their subjects, as the table's unseen mean."""
         _, place, size = np.unique(self.domains, return_inverse=True, return_counts=True)
         return np.asarray(1 / (len(size) * size[place]))
+
+    @property
+    def fewest(self) -> int:
+        """Subjects of the domain with the fewest; of a single one nothing can be drawn again, so it has no interval."""
+        return int(np.unique(self.domains, return_counts=True)[1].min())
 
     def strata(self) -> list[np.ndarray]:
         """Subjects seen in the same domains, who can stand for each other: drawing among them empties no domain."""

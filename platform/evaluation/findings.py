@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dropgen.platform.evaluation.paired import Difference
 from dropgen.platform.evaluation.results import ABSENT
 from dropgen.platform.evaluation.significance import FEW, LEVEL, MOST_SOURCE_LOSS, Pair, Significance, smallest_p
 
@@ -20,14 +21,14 @@ def findings(found: Significance) -> list[str]:
     return [_grounds(found), *_limits(found), _leader(found)]
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 1) -> str:
     """A difference of Dice in percent points, with its sign."""
-    return ABSENT if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    return ABSENT if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
-def interval(pair: Pair) -> str:
-    """`+1.2 to +4.0`, or a dash."""
-    return ABSENT if pair.low is None else f"{signed(pair.low)} to {signed(pair.high)}"
+def interval(between: Pair | Difference, digits: int = 1) -> str:
+    """Its ends as `+1.2 to +4.0`, or a dash."""
+    return ABSENT if between.low is None else f"{signed(between.low, digits)} to {signed(between.high, digits)}"
 
 
 def chance(value: float | None, draws: int) -> str:
@@ -47,13 +48,18 @@ def _grounds(found: Significance) -> str:
     )
 
 
-def _limits(found: Significance) -> Iterable[str]:
-    if found.n < FEW:
-        yield f"Warning: {found.n} subjects are fewer than {FEW}; another sample of people may turn the order around."
-    if set(found.seeds.values()) == {1}:
+def cautions(n: int, seeds: Iterable[int], intervals: bool) -> Iterable[str]:
+    """What so many subjects, and numbers of seeds, cannot tell."""
+    if n < FEW:
+        yield f"Warning: {n} subjects are fewer than {FEW}; another sample of people may turn the order around."
+    if set(seeds) == {1}:
         yield "With one seed per method the intervals know of subjects alone: another training may differ by more."
-    if found.n == 1:
-        yield "A single subject gives no interval."
+    if not intervals:
+        yield "A domain with a single subject gives no interval."
+
+
+def _limits(found: Significance) -> Iterable[str]:
+    yield from cautions(found.n, found.seeds.values(), found.pairs[0].low is not None)
     if found.least_p > LEVEL:
         holm = "" if len(found.pairs) == 1 else f", {found.least_p:.3g} after Holm over {len(found.pairs)} pairs"
         yield (

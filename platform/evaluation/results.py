@@ -224,10 +224,10 @@ def scored_cases(evaluation: Path) -> list[ScoredCase]:
     return sorted(scored, key=lambda case: -case.mean if math.isfinite(case.mean) else 1.0)
 
 
-def subject_scores(evaluation: Path) -> dict[tuple[str, str], float]:
+def subject_scores(scored: Iterable[ScoredCase]) -> dict[tuple[str, str], float]:
     """Dice of each (domain, subject) whose truth holds a class, 0..1: cases averaged first, then classes."""
     grouped: dict[tuple[str, str], list[ScoredCase]] = {}
-    for case in scored_cases(evaluation):
+    for case in scored:
         grouped.setdefault((case.domain, case.subject), []).append(case)
     scores = {
         key: finite_mean(finite_mean(case.dice[name] for case in cases) for name in cases[0].dice)

@@ -18,7 +18,7 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 from statsmodels.stats.multitest import multipletests
 
 from dropgen.platform.evaluation.bootstrap import DRAWS, Observations, bootstrap
-from dropgen.platform.evaluation.results import Group, chosen_of_each, subject_scores
+from dropgen.platform.evaluation.results import Group, chosen_of_each, scored_cases, subject_scores
 
 LEVEL = 0.05
 MOST_SOURCE_LOSS = 0.02  # Dice; whoever loses more at home has bought what it gains abroad
@@ -34,7 +34,7 @@ class Pair:
 
     Attributes:
         gain: By how much it is higher.
-        low: Lower end of the 95% interval of the gain; None where there is a single subject.
+        low: Lower end of the 95% interval of the gain; None where a domain has a single subject.
         high: Its upper end.
         not_better: The share of the bootstrap in which the first is not ahead, the chance that it is no winner.
         source_gain: The same difference on the source; None where nothing was measured there.
@@ -107,17 +107,19 @@ def significance(groups: Sequence[Group], generator: np.random.Generator | None 
         None where there are fewer than two methods, or no subject of an unseen domain that all were scored on.
     """
     methods = [group for group in chosen_of_each(groups) if group.spread("unseen").mean is not None]
-    tables = {group.name: [subject_scores(Path(row["evaluation"])) for row in group.rows] for group in methods}
+    tables = {
+        group.name: [subject_scores(scored_cases(Path(row["evaluation"]))) for row in group.rows] for group in methods
+    }
     domains = {name for group in methods for row in group.rows for name in row["target_dice"]}
     shared = set.intersection(*(set(table) for rows in tables.values() for table in rows)) if tables else set()
     unseen = sorted(key for key in shared if key[0] in domains)
     if len(methods) < 2 or not unseen:
         return None
     at_home = sorted(key for key in shared if key[0] not in domains)
-    scores, seen = _scores(tables, unseen), _observations(unseen)
+    scores, seen = _scores(tables, unseen), Observations.of(unseen)
     people = len(set(seen.subjects.tolist()))
     names, means = list(tables), [float(each.mean(axis=0) @ seen.weights) for each in scores]
-    source = [float(each.mean(axis=0) @ _observations(at_home).weights) for each in _scores(tables, at_home)] if (
+    source = [float(each.mean(axis=0) @ Observations.of(at_home).weights) for each in _scores(tables, at_home)] if (
         at_home
     ) else None  # fmt: skip
     drawn = bootstrap(scores, seen, generator or np.random.default_rng(SEED))
@@ -130,7 +132,7 @@ def significance(groups: Sequence[Group], generator: np.random.Generator | None 
     adjusted = _wilcoxon(by_subject, order) if least <= LEVEL else [None] * len(order)
     pairs = tuple(
         _pair((names[a], names[b]), means[a] - means[b], None if source is None else source[a] - source[b],
-              drawn[:, a] - drawn[:, b] if people > 1 else None, p)
+              drawn[:, a] - drawn[:, b] if seen.fewest > 1 else None, p)
         for (a, b), p in zip(order, adjusted, strict=True)
     )  # fmt: skip
     ranks = rankdata(-by_subject.round(6), axis=0).mean(axis=1)
@@ -154,11 +156,6 @@ def critical_difference(methods: int, subjects: int) -> float:
 
 def _scores(tables: Mapping[str, Sequence[Mapping[Key, float]]], keys: Sequence[Key]) -> list[np.ndarray]:
     return [np.array([[table[key] for key in keys] for table in rows]) for rows in tables.values()]
-
-
-def _observations(keys: Sequence[Key]) -> Observations:
-    domains, subjects = zip(*keys, strict=True)
-    return Observations(*(np.unique(names, return_inverse=True)[1] for names in (subjects, domains)))
 
 
 def _by_subject(values_o: np.ndarray, subjects_o: np.ndarray) -> np.ndarray:

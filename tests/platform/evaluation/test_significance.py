@@ -15,7 +15,7 @@ from dropgen.platform.evaluation.bootstrap import Observations, bootstrap
 from dropgen.platform.evaluation.findings import findings
 from dropgen.platform.evaluation.latex import tables
 from dropgen.platform.evaluation.rank_plot import cliques
-from dropgen.platform.evaluation.results import average_ranks, group_rows, subject_scores
+from dropgen.platform.evaluation.results import average_ranks, group_rows, scored_cases, subject_scores
 from dropgen.platform.evaluation.significance import (
     Significance,
     critical_difference,
@@ -137,6 +137,16 @@ def test_few_subjects_and_single_seeds_are_warned_of(tmp_path: Path) -> None:
     assert "n = 50 subjects" in many[0]
 
 
+def test_domains_of_a_single_subject_give_no_interval_and_so_no_winner(tmp_path: Path) -> None:
+    rows = [trial(tmp_path, name, 1, [(f"site{i}", f"s{i}", dice) for i in range(6)] + [("home", "h", 0.9)])
+            for name, dice in (("erm", 0.4), ("gin", 0.6))]  # fmt: skip
+    found = significance(group_rows(rows))
+    assert found is not None
+    (one,) = found.pairs
+    assert (one.low, one.high, one.not_better, one.verdict) == (None, None, None, "open")
+    assert "A domain with a single subject gives no interval." in findings(found)
+
+
 def test_holm_over_three_pairs_is_the_procedure_by_hand(tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
     values = {name: 0.5 + add + generator.normal(0, 0.05, 12) for name, add in (("a", 0), ("b", 0.03), ("c", 0.08))}
@@ -157,7 +167,7 @@ def test_validation_chooses_which_hyperparameters_are_compared_and_a_subject_cou
         trial(tmp_path, "dropgen", 1, [(domain, who, 0.9) for domain, who, _ in cells], 0.3),
         trial(tmp_path, "dropgen", 1, [(domain, who, 0.7) for domain, who, _ in cells], 0.6),
     ]
-    assert subject_scores(Path(rows[0]["evaluation"])) == pytest.approx(
+    assert subject_scores(scored_cases(Path(rows[0]["evaluation"]))) == pytest.approx(
         {("far", "s1"): 0.1, ("far", "s2"): 0.3, ("new", "s1"): 0.5, ("new", "s2"): 0.5}
     )
     found = significance(group_rows(rows))
