@@ -128,9 +128,10 @@ class Selection(Frozen):
 
 
 class Evaluation(Frozen):
-    """Sliding-window prediction."""
+    """Sliding-window prediction, and how masks are measured."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
+    nsd_tolerance: float = Field(2.0, gt=0, description="mm within which two surfaces are the same to NSD")
 
 
 class Search(Frozen):

@@ -1,4 +1,4 @@
-"""Test a trained trial: masks on native grids, Dice per case and class, means over subjects.
+"""Test a trained trial: masks on native grids, Dice and other measures per case and class, means over subjects.
 
 The trial's bundle is loaded and given files, exactly as the server does; prepared volumes and stored
 features play no part here.
@@ -16,6 +16,7 @@ import argparse
 import csv
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,12 +31,13 @@ from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
 from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries
-from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice, pooled_mean
+from dropgen.platform.evaluation.measures import MEASURES, Measured, how, measure, summarise_measures
+from dropgen.platform.evaluation.metrics import class_dice, domain_dice, pooled_mean
 from dropgen.platform.segmenter import SPEC_FILE, Segmenter
 from dropgen.platform.train import Workbench, choose_trials
 from dropgen.platform.training.trial import choose_device
 
-COLUMNS = ("case", "subject", "domain", "split", "class", "dice")
+COLUMNS = ("case", "subject", "domain", "split", "class", *MEASURES)
 
 
 def held_out_cases(study: Study, rule: str) -> tuple[Case, ...]:
@@ -73,8 +75,9 @@ def evaluate_trial(
 
     Returns:
         `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
-        (training domains pooled), `target_dice` (mean per unseen domain), `cases`, `scored`, and with a test-time
-        method `adaptation` (the values chosen and their validation Dice). Dice in 0..1.
+        (training domains pooled), `target_dice` (mean per unseen domain), `measures` (how they were taken, then as
+        `measures.summarise_measures`), `cases`, `scored`, and with a test-time method `adaptation` (the values chosen
+        and their validation Dice). Dice in 0..1.
 
     Raises:
         CheckpointError: The trial, or the stable one that the test-time method needs, is not trained or damaged.
@@ -89,6 +92,7 @@ def evaluate_trial(
     inputs = digest([
         [file_digest(bundle / SPEC_FILE) for bundle in bundles],
         {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
+        how(bench.study, bench.experiment.evaluation),
         code_version("features", "platform"),
     ])  # fmt: skip
     finished = read_json(output / "summary.json")
@@ -104,27 +108,31 @@ def evaluate_trial(
     adaptation: dict[str, Any] = {}
     if adapt is not None:
         segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
-    scores: list[tuple[Case, np.ndarray]] = []
+    scores: list[tuple[Case, Measured]] = []
+    tolerance = bench.experiment.evaluation.nsd_tolerance
     for case in cases:
         image = read_volume(case.image)
         mask = segmenter.predict(image, case.modality)
         write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
         if case.label is not None:
-            scores.append((case, dice(mask, read_mask(case.label).array, len(bench.study.classes))))
+            truth = read_mask(case.label).array
+            scores.append((case, measure(mask, truth, image.affine, case, bench.study, tolerance)))
         predicted()
     facts = adaptation | {
         "label": trial.label if adapt is None else f"{trial.label} + {adapt.label}",
         "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
-    return write_scores(output, scores, bench.study, facts)
+    return write_scores(output, scores, bench, facts)
 
 
 def write_scores(
-    output: Path, scores: Sequence[tuple[Case, np.ndarray]], study: Study, facts: Mapping[str, Any]
+    output: Path, scores: Sequence[tuple[Case, Measured]], bench: Workbench, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes `cases.csv` and, last, `summary.json` of scored cases; returns the summary, which holds `facts` too."""
+    study = bench.study
     _write_cases(output / "cases.csv", scores, study.classes)
-    summary = {**summarise(scores, study), **facts}
+    measures = how(study, bench.experiment.evaluation) | summarise_measures(scores, study)
+    summary = {**summarise([(case, found["dice"]) for case, found in scores], study), "measures": measures, **facts}
     write_json(output / "summary.json", summary)
     return summary
 
@@ -202,15 +210,16 @@ def _cell(spread: Mapping[str, float | None] | None) -> str:
     return f"{100 * spread['mean']:.1f}{error}"
 
 
-def _write_cases(path: Path, scores: Sequence[tuple[Case, np.ndarray]], classes: Sequence[str]) -> None:
+def _write_cases(path: Path, scores: Sequence[tuple[Case, Measured]], classes: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
-        for case, values in scores:
-            for name, value in zip(classes[1:], values, strict=True):
-                cell = "" if np.isnan(value) else f"{value:.6f}"
-                rows.writerow((case.id, case.subject, case.domain, case.split, name, cell))
+        for case, found in scores:
+            for place, name in enumerate(classes[1:]):
+                values = [float(found[measure][place]) for measure in MEASURES]
+                cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+                rows.writerow((case.id, case.subject, case.domain, case.split, name, *cells))
 
 
 if __name__ == "__main__":

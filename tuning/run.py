@@ -31,7 +31,10 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation import replayed
+from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
+from dropgen.platform.evaluation.results import group_rows
+from dropgen.platform.evaluation.significance import significance
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
@@ -154,12 +157,15 @@ def run(
         keys = [result["key"] for _, result in results if result["key"] in wanted]
         trials = [trial for trial, result in results if result["key"] in wanted]
 
+        measuring = how(study, experiment.evaluation)
+
         def evaluate() -> tuple[list[Path], Any]:
             join_ray()
             summaries = evaluate_all(bench, trials)
             return [bench.folder(trial) / "evaluation" / "summary.json" for trial in trials], summaries
 
-        evaluations = stages.do("evaluate", digest([keys, bench.index.digest, code_version("platform")]), evaluate)
+        tested = digest([keys, bench.index.digest, measuring, code_version("platform")])
+        evaluations = stages.do("evaluate", tested, evaluate)
 
         def adapt() -> tuple[list[Path], Any]:
             join_ray()
@@ -168,8 +174,8 @@ def run(
 
         adapted: dict[str, Any] = {}
         if experiment.adaptations:
-            how = [to_json(one) for one in experiment.adaptations], code_version("features", "platform")
-            adapted = stages.do("adapt", digest([keys, bench.index.digest, how]), adapt)
+            means = [to_json(one) for one in experiment.adaptations], measuring, code_version("features", "platform")
+            adapted = stages.do("adapt", digest([keys, bench.index.digest, means]), adapt)
 
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
@@ -183,6 +189,7 @@ def run(
         rows = [*plain, *adapted_rows(plain, adapted)]
         if by_rank:
             rows = ranked(rows)
+        found_pairs = significance(group_rows(rows))
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -198,6 +205,7 @@ def run(
             "skipped": stages.skipped,
             "table": rows,
             "ranking": ranking_rows(rows),
+            "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
             "notes": [
@@ -207,13 +215,14 @@ def run(
             ],
         }
         write_json(folder / "summary.json", summary)
+        shown = "absent", "headline", "replay"
         stages.do(
             "report",
-            digest([rows, summary["absent"], summary["headline"], replay, to_json(whole), code_version("platform")]),
+            digest([rows, measuring, *(summary[name] for name in shown), to_json(whole), code_version("platform")]),
             lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
-        write_results(folder, summary)
+        write_results(folder, summary, study.placeholder_spacing)
     return summary
 
 
@@ -305,8 +314,9 @@ def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> 
         return [Path(result["folder"]) / "result.json" for result in results], results
 
     keys = [EXTERNALS[trial.method.name].key(bench, trial) for trial in baselines]
+    measuring = how(bench.study, bench.experiment.evaluation)
     results: list[dict[str, Any]] = stages.do(
-        "external", digest([keys, bench.index.digest, code_version("platform")]), work
+        "external", digest([keys, bench.index.digest, measuring, code_version("platform")]), work
     )
     return results
 

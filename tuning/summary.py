@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dropgen.platform.evaluation.results import Group, group_rows, points, ranking
+from dropgen.platform.evaluation.significance import may_be_called_better
 from dropgen.platform.methods import METHODS
 from dropgen.tuning.choice import PROPOSED, choose
 
@@ -161,9 +162,11 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     where = f"on the mean of {_domains(rows)}, {_seeds(ours)}"
     winner = max(rivals, key=lambda group: group.spread("unseen").mean or 0.0, default=None)
     if winner is not None and (winner.spread("unseen").mean or 0.0) > ours_unseen:
+        fair = _loss(winner, ours)
+        verb = "has" if fair else "wins with"
         return (
-            f"{zero}{winner.name} wins with {_points(winner, 'unseen')} Dice against {_points(ours, 'unseen')} of "
-            f"{ours.name} {where}."
+            f"{zero}{winner.name} {verb} {_points(winner, 'unseen')} Dice against {_points(ours, 'unseen')} of "
+            f"{ours.name} {where}{fair}."
         )
     baseline = next((group for group in rivals if group.method == BASELINE), None)
     if baseline is None:
@@ -171,8 +174,19 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     gain = 100 * (ours_unseen - (baseline.spread("unseen").mean or 0.0))
     return (
         f"{zero}{ours.name} gains {gain:.1f} Dice points over {baseline.name} "
-        f"({_points(baseline, 'unseen')} to {_points(ours, 'unseen')}) {where}."
+        f"({_points(baseline, 'unseen')} to {_points(ours, 'unseen')}) {where}"
+        f"{_loss(ours, baseline) if gain > 0 else ''}."
     )
+
+
+def _loss(ahead: Group, other: Group) -> str:
+    """Why the one that is ahead on unseen domains is not called better all the same; empty where it may be."""
+    one, two = ahead.spread("source_dice").mean, other.spread("source_dice").mean
+    if one is None or two is None:
+        return ", but is not called better: nothing was measured on the source"
+    if may_be_called_better(math.inf, one - two):
+        return ""
+    return f", but is not called better: on the source it loses {100 * (two - one):.1f} points"
 
 
 def _p(group: Group) -> float | None:

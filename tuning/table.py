@@ -11,7 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dropgen.manifest import write_json
+from dropgen.platform.evaluation.findings import VERDICTS, chance, findings, interval, signed
 from dropgen.platform.evaluation.results import ABSENT, Group, absent_name, group_rows, most_wait, ranking
+from dropgen.platform.evaluation.sections import unseen_domains
+from dropgen.platform.evaluation.significance import Significance, significance
+from dropgen.platform.evaluation.tables import COLUMNS, measure_notes, shown
 
 LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
 LOCAL = ("folder", "evaluation")  # paths of one machine
@@ -32,15 +36,61 @@ def terminal(rows: Sequence[Mapping[str, Any]], absent: Sequence[Mapping[str, An
     return "\n".join([text.get().rstrip(), *(f"{absent_name(row)}: {row['reason']}" for row in absent)])
 
 
-def write_results(folder: Path, summary: Mapping[str, Any]) -> Path:
+def write_results(folder: Path, summary: Mapping[str, Any], placeholder_spacing: Sequence[str] = ()) -> Path:
     """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
     rows = [{name: value for name, value in row.items() if name not in LOCAL} for row in summary["table"]]
     told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
-    rest = {name: summary[name] for name in ("ranking", "absent", "notes")}
-    write_json(folder / "results.json", told | {"table": rows} | rest)
+    rest = {name: summary[name] for name in ("ranking", "comparison", "absent", "notes")}
+    groups = group_rows(summary["table"])
+    found = significance(groups)
+    write_json(folder / "results.json", told | {"table": rows, "measures": _measures(groups)} | rest)
     page = folder / "results.md"
-    page.write_text(markdown(summary))
+    more = [*measures_markdown(groups, placeholder_spacing), *pairs_markdown(found)]
+    page.write_text("\n".join([markdown(summary), *more]))
     return page
+
+
+def measures_markdown(groups: Sequence[Group], placeholder_spacing: Sequence[str]) -> list[str]:
+    """The measures beside Dice on unseen domains, as lines of Markdown."""
+    header = ["method", *(f"{title}, {unit}" for title, unit in COLUMNS.values())]
+    domains = unseen_domains(groups)
+    lines = [[group.name, *(_amount(group, name, domains) for name in COLUMNS)] for group in groups]
+    notes = measure_notes(groups, placeholder_spacing)
+    told = [line for note in ("Means over the unseen domains, n subjects.", *notes) for line in (note, "")]
+    return ["## Surfaces, volumes and empty classes", "", *told, *_markdown_table(header, lines), ""]
+
+
+def pairs_markdown(found: Significance | None) -> list[str]:
+    """Who is ahead of whom, by how much and how surely, as lines of Markdown."""
+    if found is None:
+        return []
+    header = ["ahead", "of", "gain", "95% interval", "not ahead", "p (Holm)", "source", "verdict"]
+    lines = [
+        [pair.first, pair.second, signed(pair.gain), interval(pair), chance(pair.not_better, found.draws),
+         ABSENT if pair.p is None else f"{pair.p:.3g}", signed(pair.source_gain), VERDICTS[pair.verdict]]
+        for pair in found.pairs
+    ]  # fmt: skip
+    told = [line for sentence in findings(found) for line in (sentence, "")]
+    return ["## Pairs of methods", "", *told, *_markdown_table(header, lines), ""]
+
+
+def _measures(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    domains = unseen_domains(groups)
+    return [
+        {"name": group.name}
+        | {name: {"mean": group.measured(name, domains).mean, "n": group.subjects(name, domains)} for name in COLUMNS}
+        for group in groups
+    ]
+
+
+def _amount(group: Group, measure: str, domains: Sequence[str]) -> str:
+    value = shown(group.measured(measure, domains).mean, measure)
+    return value if value == ABSENT else f"{value} (n = {group.subjects(measure, domains)})"
+
+
+def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return [f"| {' | '.join(header)} |", f"|---{'|--:' * (len(header) - 1)}|", *rows]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

@@ -115,11 +115,14 @@ def shift_study(
     for copy in copies:
         on_copy(copy)
         rows.append(_written(copy, folder))
+    untold = any(copy.case.domain in study.placeholder_spacing for copy in copies)
     description = {
         "name": f"{study.name}-shifted", "source": MANIFEST, "classes": list(study.classes),
         "spacing": list(study.spacing), "crop": list(study.crop),
         "intensity": study.intensity if isinstance(study.intensity, str) else dict(study.intensity),
         "orientation_augmentation": study.orientation_augmentation,
+        "placeholder_spacing": [*study.placeholder_spacing, *(shifts if untold else ())],
+        "tubular": list(study.tubular),
     }  # fmt: skip
     with (folder / MANIFEST).open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, Self, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dropgen.config import Frozen, load_experiment, read_yaml, resolve, validate
 from dropgen.errors import ConfigError, StudyError, closest
@@ -60,6 +60,8 @@ class Study:
         intensity: A rule of `intensity.RULES`, or one rule per modality.
         orientation_augmentation: Whether flips and quarter turns are allowed: not where left and right
             are different classes.
+        placeholder_spacing: Domains whose files hold a spacing that nobody measured: nothing in mm is told of them.
+        tubular: Classes that are vessels, or shaped like them; clDice is measured of these.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Study:
     intensity: str | Mapping[str, str]
     orientation_augmentation: bool
     cases: tuple[Case, ...]
+    placeholder_spacing: tuple[str, ...] = ()
+    tubular: tuple[str, ...] = ()
 
     @property
     def preparation(self) -> Preparation:
@@ -98,6 +102,8 @@ class StudyFile(Frozen):
     few_shot: int | None = Field(
         None, ge=1, description="train on so many people only, the same whatever the run's seed"
     )
+    placeholder_spacing: tuple[str, ...] = ()
+    tubular: tuple[str, ...] = ()
 
     @field_validator("classes")
     @classmethod
@@ -115,6 +121,13 @@ class StudyFile(Frozen):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return intensity
+
+    @model_validator(mode="after")
+    def _tubes_are_classes(self) -> Self:
+        for name in self.tubular:
+            if name not in self.classes[1:]:
+                raise ValueError(f"tubular names '{name}', which is no class{closest(name, self.classes[1:])}")
+        return self
 
 
 def load_study(path: Path, root: Path) -> Study:
@@ -150,6 +163,8 @@ def read_study(path: Path, root: Path) -> Study:
         intensity=file.intensity,
         orientation_augmentation=file.orientation_augmentation,
         cases=cases if file.few_shot is None else few_shot(cases, file.few_shot),
+        placeholder_spacing=file.placeholder_spacing,
+        tubular=file.tubular,
     )
 
 
@@ -194,6 +209,10 @@ def structure_problems(study: Study) -> list[str]:
         splits = sorted({case.split for case in study.cases if case.subject == subject})
         if len(splits) > 1:
             problems.append(f"subject {subject}: in splits {' and '.join(splits)}; a subject belongs to one")
+    domains = sorted({case.domain for case in study.cases})
+    for domain in study.placeholder_spacing:
+        if domain not in domains:
+            problems.append(f"placeholder_spacing names domain '{domain}', which has no case{closest(domain, domains)}")
     if not study.split("train"):
         problems.append("no case has split train; a study needs cases to train on")
     return problems

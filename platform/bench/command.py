@@ -19,6 +19,7 @@ from dropgen.features.bench.peers import all_peers
 from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
+from dropgen.platform.bench.metrics import LAYOUTS, MetricsBench, bench_metrics
 from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
@@ -26,13 +27,13 @@ from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 STEP_CROP = 64
 PARTS = ("memory", "features")
 TAKEN_BY = {
-    "shape": ("store", "precompute", "predict"), "channels": ("store",), "crops": ("store", "step", "predict"),
-    "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
+    "shape": ("store", "precompute", "predict", "metrics"), "channels": ("store",),
+    "crops": ("store", "step", "predict"), "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
 }  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`dropgen bench store`, `dropgen bench precompute`, `dropgen bench step` and `dropgen bench predict`.
+    """`dropgen bench store`, `precompute`, `step`, `predict` and `metrics`.
 
     Raises:
         ConfigError: An option is wrong or belongs to another benchmark.
@@ -41,7 +42,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     _require_fitting(arguments)
     benches: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "store": _store, "precompute": _precompute, "step": _step, "predict": _predict,
+        "store": _store, "precompute": _precompute, "step": _step, "predict": _predict, "metrics": _metrics,
     }  # fmt: skip
     document = benches[arguments.action](arguments)
     say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
@@ -93,6 +94,18 @@ def _precompute(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{row['max_s']:.2f}), {row['ratio_to_serial']:.3f} x serial, {row['volumes_per_second']:.2f} volumes/s, "
             f"extractor busy {100 * row['extractor_busy']:.0f}%")  # fmt: skip
     return write_record(arguments.root, "precompute", asdict(spec), rows, found)
+
+
+def _metrics(arguments: argparse.Namespace) -> dict[str, Any]:
+    spec = MetricsBench(**_stated({"shape": _edges("--shape", arguments.shape), "repeats": arguments.repeats}))
+    found = machine()
+    with progress("rounds") as bars:
+        task = bars.add_task("bench metrics", total=len(LAYOUTS) * spec.repeats, note="")
+        rows = [row for name in LAYOUTS for row in bench_metrics(spec, name, lambda: bars.update(task, advance=1))]
+    for row in rows:
+        say(f"{row['contender']:8} HD95 and NSD of {spec.classes} {row['layout']} classes: {row['median_s']:.2f} s "
+            f"({row['min_s']:.2f} to {row['max_s']:.2f}), {row['ratio_to_monai']:.3f} x MONAI")  # fmt: skip
+    return write_record(arguments.root, "metrics", asdict(spec), rows, found)
 
 
 def _times(row: Mapping[str, Any]) -> str:

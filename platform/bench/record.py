@@ -37,7 +37,7 @@ def write_record(
 
     Args:
         root: Output root.
-        bench: "store", "precompute" or "step".
+        bench: "store", "precompute", "step" or "metrics".
         settings: What was measured.
         rows: Raw values included.
         found: The machine before the first measurement.

@@ -23,6 +23,8 @@ from dropgen.features.studies.study import Case, Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import read_json
 from dropgen.platform.evaluation import charts
+from dropgen.platform.evaluation.findings import findings
+from dropgen.platform.evaluation.latex import tables
 from dropgen.platform.evaluation.overlays import Picture, overlay
 from dropgen.platform.evaluation.results import (
     ABSENT,
@@ -36,8 +38,12 @@ from dropgen.platform.evaluation.results import (
     ranking,
     scored_cases,
 )
+from dropgen.platform.evaluation.sections import measures_section, pairs_section
+from dropgen.platform.evaluation.significance import significance
+from dropgen.platform.evaluation.tables import COLUMNS, measure_notes, shown
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+CASE_MEASURES = ("nsd", "hd95_mm", "volume_error_relative", "false_positive_voxels")
 PATHS = ("model_uri", "tracking_uri", "store", "segmentations", "report")
 
 
@@ -47,15 +53,34 @@ def build_report(experiment: Experiment, root: Path) -> Path:
     Raises:
         CheckpointError: The experiment has not been run to its end.
     """
-    folder = root / experiment.name
-    summary = read_json(folder / "summary.json")
-    if summary is None:
-        raise CheckpointError(f"{folder / 'summary.json'} is missing; run: dropgen run EXPERIMENT.yaml --root {root}")
+    folder, summary = root / experiment.name, _summary(experiment, root)
     manifest = read_json(folder / "manifest.json") or {}
     context = {key: manifest.get(key) for key in ("commit", "command", "versions", "peak_rss_mb")} | summary
     study = load_study(experiment.study, root)
     page = folder / "report.html"
     return write_report(page, experiment, study, summary["table"], summary["headline"], context)
+
+
+def build_latex(experiment: Experiment, root: Path) -> Path:
+    """Writes `<root>/<name>/tables.tex` from what `build_report` reads.
+
+    Raises:
+        CheckpointError: The experiment has not been run to its end.
+    """
+    groups = group_rows(_summary(experiment, root)["table"])
+    study, found = load_study(experiment.study, root), significance(groups)
+    notes = [*measure_notes(groups, study.placeholder_spacing), *(findings(found) if found else ())]
+    path = root / experiment.name / "tables.tex"
+    path.write_text(tables(groups, found, notes), encoding="utf-8")
+    return path
+
+
+def _summary(experiment: Experiment, root: Path) -> dict[str, Any]:
+    path = root / experiment.name / "summary.json"
+    summary: dict[str, Any] | None = read_json(path)
+    if summary is None:
+        raise CheckpointError(f"{path} is missing; run: dropgen run EXPERIMENT.yaml --root {root}")
+    return summary
 
 
 def write_report(
@@ -75,12 +100,13 @@ def write_report(
     groups = group_rows(rows)
     trained = [group for group in groups if group.rows[0]["adaptation"] is None]
     chosen = next((group for group in groups if group.selected), max(trained, key=lambda group: group.lead["val_dice"]))
-    scored = scored_cases(Path(chosen.lead["folder"]))
+    scored = scored_cases(Path(chosen.lead["evaluation"]))
     names = {id(row): group.name for group in groups for row in group.rows}
     results = [
         (read_json(Path(row["folder"]) / "result.json"), names[id(row)]) for group in trained for row in group.rows
     ]
     cases = {case.id: case for case in study.cases}
+    found = significance(groups)
     pictures, note = _pictures(chosen, groups, scored, cases, study)
     values = {
         "name": experiment.name,
@@ -101,9 +127,12 @@ def write_report(
         "trained": _training_note(
             [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
         ),
+        "measures": measures_section(groups, study.placeholder_spacing),
+        "pairs": pairs_section(found, groups),
         "pictures": pictures,
         "picture_note": note,
         "chosen": f"{chosen.name}, seed {chosen.lead['seed']}",
+        "case_measures": [COLUMNS[name] for name in CASE_MEASURES],
         "cases": [_case_row(case, study.classes[1:]) for case in scored],
         "command": _command(context.get("command")),
         "facts": list(_facts(context)),
@@ -121,7 +150,12 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
     page = build_report(experiment, arguments.root)
     console.say(f"report: {page}")
-    return {"experiment": experiment.name, "report": str(page)}
+    document = {"experiment": experiment.name, "report": str(page)}
+    if not arguments.latex:
+        return document
+    paper = build_latex(experiment, arguments.root)
+    console.say(f"tables: {paper}")
+    return document | {"latex": str(paper)}
 
 
 def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
@@ -250,7 +284,7 @@ def case_picture(title: str, case: Case, folders: Mapping[str, Path]) -> Picture
     notes = {}
     for name, folder in folders.items():
         masks[name] = read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz").array
-        (score,) = [scored for scored in scored_cases(folder) if scored.case == case.id]
+        (score,) = [scored for scored in scored_cases(folder / "evaluation") if scored.case == case.id]
         notes[name] = f"Dice {points(score.mean)}"
     return Picture(f"{title}: {case.id}\n{case.domain}", read_volume(case.image), masks, notes)
 
@@ -262,6 +296,7 @@ def _case_row(case: ScoredCase, classes: Sequence[str]) -> dict[str, Any]:
         "domain": case.domain if case.split == "test" else f"{case.domain} ({case.split})",
         "dice": [points(case.dice[name]) for name in classes],
         "mean": points(case.mean),
+        "measures": [shown(case.mean_of(name), name) for name in CASE_MEASURES],
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dropgen.manifest import read_json
 from dropgen.platform.evaluation.metrics import Spread
 
 NAMES = {
@@ -34,6 +35,7 @@ NAMES = {
 }
 NAMES |= {"tent": "TENT", "sfb": "SFB", "alpha": "Alpha Tuning", "nnunet": "nnU-Net"}
 ABSENT = "–"
+CASE_COLUMNS = {"case", "subject", "domain", "split", "class"}  # of cases.csv; every other one is a measure
 
 # A row of `summary.json`: method, p, options, seed, steps, converged, val_dice, selected, source_dice,
 # target_dice (mean over subjects of each unseen domain), adaptation (None, or what a test-time method chose), and
@@ -63,6 +65,14 @@ class Group:
         """That seed's value of a column, as `spread` names them; NaN where there is none."""
         return _value(self.lead, column)
 
+    def measured(self, measure: str, domains: Sequence[str]) -> Spread:
+        """Over seeds, of a measure's mean over domains, each the mean over its subjects; empty where none is known."""
+        return Spread.of(_measured(row, measure, domains) for row in self.rows)
+
+    def subjects(self, measure: str, domains: Sequence[str]) -> int:
+        """How many subjects that mean stands on, in the seed with the fewest."""
+        return min(_subjects_measured(row, measure, domains) for row in self.rows)
+
     def spread(self, column: str) -> Spread:
         """Over seeds, 0..1: "val_dice", "source_dice", an unseen domain, or "unseen" for their mean."""
         return Spread.of(_value(row, column) for row in self.rows)
@@ -74,6 +84,50 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     for row in rows:
         members.setdefault((row["method"], display_name(row)), []).append(row)
     return [Group(name, method, tuple(found)) for (method, name), found in members.items()]
+
+
+def chosen_of_each(groups: Iterable[Group]) -> list[Group]:
+    """Of every method the line that validation chose, in order of first appearance.
+
+    That is the selected one where there is one, else the best mean over the full number of seeds: a mean over fewer is
+    a luckier draw.
+    """
+    methods: dict[str, list[Group]] = {}
+    for group in groups:
+        methods.setdefault(group.method, []).append(group)
+    return [_chosen(members) for members in methods.values()]
+
+
+def _chosen(members: list[Group]) -> Group:
+    seeds = max(len(group.rows) for group in members)
+    whole = [group for group in members if len(group.rows) == seeds]
+    marked = [group for group in members if group.selected]
+    return marked[0] if marked else max(whole, key=lambda group: _ordered(group.spread("val_dice").mean))
+
+
+def _ordered(mean: float | None) -> float:
+    return -1.0 if mean is None else mean
+
+
+def average_ranks(columns: Iterable[Sequence[float | None]]) -> list[float]:
+    """Mean rank of every method over columns, 1 is best.
+
+    As the paper prints it: ties share the best rank of theirs, and a method without a value is ranked in no column.
+
+    Args:
+        columns: For every domain or study one value per method, as printed.
+
+    Returns:
+        One number per method; NaN where it has no value at all.
+    """
+    ranks = []
+    for column in columns:
+        known = [value for value in column if value is not None]
+        ranks.append([math.nan if value is None else 1 + sum(other > value for other in known) for value in column])
+    return [
+        fmean(kept) if (kept := [rank for rank in method if math.isfinite(rank)]) else math.nan
+        for method in zip(*ranks, strict=True)
+    ]
 
 
 def most_wait(results: Iterable[Row]) -> float:
@@ -126,32 +180,60 @@ def absent_name(row: Row) -> str:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """One line of the case table: the Dice of every foreground class, NaN where the truth lacks it."""
+    """One line of the case table: the Dice of every foreground class, NaN where the truth lacks it.
+
+    Attributes:
+        measures: By name of `measures.MEASURES`, the same of every class; none of an evaluation from before they were.
+    """
 
     case: str
     subject: str
     domain: str
     split: str
     dice: Mapping[str, float]
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
         """Over the classes that the truth holds; NaN where it holds none."""
-        present = [value for value in self.dice.values() if math.isfinite(value)]
-        return fmean(present) if present else math.nan
+        return finite_mean(self.dice.values())
+
+    def mean_of(self, measure: str) -> float:
+        """Of a measure's amounts over classes; NaN where it applies to none."""
+        return finite_mean(abs(value) for value in self.measures.get(measure, {}).values())
 
 
-def scored_cases(folder: Path) -> list[ScoredCase]:
-    """The labelled cases of an evaluated trial's folder, best first."""
-    found: dict[str, tuple[Mapping[str, str], dict[str, float]]] = {}
-    with (folder / "evaluation" / "cases.csv").open(newline="") as file:
+def finite_mean(values: Iterable[float]) -> float:
+    """Mean of what is not NaN; NaN of nothing."""
+    kept = [value for value in values if math.isfinite(value)]
+    return fmean(kept) if kept else math.nan
+
+
+def scored_cases(evaluation: Path) -> list[ScoredCase]:
+    """The labelled cases of an evaluation's folder, best first."""
+    found: dict[str, tuple[Mapping[str, str], dict[str, dict[str, float]]]] = {}
+    with (evaluation / "cases.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            _, dice = found.setdefault(row["case"], (row, {}))
-            dice[row["class"]] = float(row["dice"] or "nan")
+            _, values = found.setdefault(row["case"], (row, {}))
+            for name in row.keys() - CASE_COLUMNS:
+                values.setdefault(name, {})[row["class"]] = float(row[name] or "nan")
     scored = [
-        ScoredCase(name, row["subject"], row["domain"], row["split"], dice) for name, (row, dice) in found.items()
+        ScoredCase(name, row["subject"], row["domain"], row["split"], values["dice"], values)
+        for name, (row, values) in found.items()
     ]
     return sorted(scored, key=lambda case: -case.mean if math.isfinite(case.mean) else 1.0)
+
+
+def subject_scores(scored: Iterable[ScoredCase]) -> dict[tuple[str, str], float]:
+    """Dice of each (domain, subject) whose truth holds a class, 0..1: cases averaged first, then classes."""
+    grouped: dict[tuple[str, str], list[ScoredCase]] = {}
+    for case in scored:
+        grouped.setdefault((case.domain, case.subject), []).append(case)
+    scores = {
+        key: finite_mean(finite_mean(case.dice[name] for case in cases) for name in cases[0].dice)
+        for key, cases in sorted(grouped.items())
+    }
+    return {key: score for key, score in scores.items() if math.isfinite(score)}
 
 
 def _value(row: Row, column: str) -> float:
@@ -163,6 +245,20 @@ def _value(row: Row, column: str) -> float:
     else:
         value = row["target_dice"].get(column)
     return math.nan if value is None else float(value)
+
+
+def _measured(row: Row, measure: str, domains: Sequence[str]) -> float:
+    means = [spread["mean"] for spread in _measured_spreads(row, measure, domains)]
+    return finite_mean(math.nan if mean is None else mean for mean in means)
+
+
+def _subjects_measured(row: Row, measure: str, domains: Sequence[str]) -> int:
+    return sum(spread["n"] for spread in _measured_spreads(row, measure, domains))
+
+
+def _measured_spreads(row: Row, measure: str, domains: Sequence[str]) -> list[dict[str, Any]]:
+    found = ((read_json(Path(row["evaluation"]) / "summary.json") or {}).get("measures") or {}).get("domains", {})
+    return [found[name][measure] for name in domains if measure in found.get(name, {})]
 
 
 def points(value: float | None) -> str:

@@ -30,6 +30,7 @@ from dropgen.features.studies.study import Case, validation_cases
 from dropgen.features.studies.volume import Volume, read_grid, read_mask, write_mask
 from dropgen.manifest import code_version, digest, git_commit, read_json, versions, write_json
 from dropgen.platform.evaluate import held_out_cases, write_scores
+from dropgen.platform.evaluation.measures import how, measure
 from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.external.commands import (
     ITERATIONS,
@@ -103,7 +104,8 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     site = Site(data, home / key(bench, trial), choose_device(training.device), training.threads)
     rule = bench.experiment.selection.rule
     val, test = validation_cases(bench.study, rule), held_out_cases(bench.study, rule)
-    inputs = digest([_case_keys(bench, test), code_version("platform")])
+    measuring = how(bench.study, bench.experiment.evaluation)
+    inputs = digest([_case_keys(bench, test), measuring, code_version("platform")])
     finished = read_json(site.trial / "result.json")
     if finished and finished["evaluation"]["inputs"] == inputs:
         return dict(finished)
@@ -180,9 +182,10 @@ def _evaluate(
         mask = _mask(case, masks)
         write_mask(output / "masks" / f"{case.id}{ENDING}", mask.array, mask.affine)
         if case.label is not None:
-            scores.append((case, _dice(case, mask, len(bench.study.classes))))
+            truth, tolerance = read_mask(case.label).array, bench.experiment.evaluation.nsd_tolerance
+            scores.append((case, measure(mask.array, truth, mask.affine, case, bench.study, tolerance)))
     facts = {"label": trial.label, "cases": len(cases), "scored": len(scores), "inputs": inputs}
-    return write_scores(output, scores, bench.study, facts)
+    return write_scores(output, scores, bench, facts)
 
 
 def _mask(case: Case, masks: Path) -> Volume:

@@ -34,6 +34,7 @@ CODE = (
     "platform/evaluation/metrics.py",
     "platform/evaluation/quality.py",
 )
+MEASURING = {"nsd_tolerance"}  # says how a finished mask is measured; no training looks at it
 ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
 
@@ -243,7 +244,7 @@ class Workbench:
             "network": to_json(experiment.network),
             "training": to_json(experiment.training),
             "selection": to_json(experiment.selection),
-            "evaluation": to_json(experiment.evaluation),
+            "evaluation": experiment.evaluation.model_dump(mode="json", exclude=MEASURING),
             "features": experiment.features.model_dump(mode="json", exclude=ELSEWHERE) | {"source": source}
             if source else None,
             "extractor": self.extractor.fingerprint if source and self.extractor else None,

@@ -181,6 +181,9 @@ def test_the_main_job_prints_documents_that_the_schema_describes(run: Run, tmp_p
     assert searched["champion"]["folder"] in {trial["folder"] for trial in trained["trials"]}
     run("evaluate", words)
     run("report", words)
+    _, compared = run("compare", "tiny", "tiny", "--margin", "1")
+    assert [one["method"] for one in compared["methods"]] == ["erm", "dropgen p=0", "dropgen p=0.5"]
+    assert {each["difference"] for one in compared["methods"] for each in one["differences"]} == {0}
     _, registered = run("register", searched["champion"]["bundle"], "--name", "other")
     assert registered["model_uri"] == "models:/other@champion"
     images = experiment.study.parent / "imagesTs"

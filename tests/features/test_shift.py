@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_every_held_out_case_comes_back_under_every_shift_and_the_study_is_sound
     assert len(held_out) == 4 * (1 + len(SHIFTS))
     labels = {case.subject: case.label for case in study.cases}
     assert all(case.label == labels[case.subject] for case in held_out)
+
+
+def test_what_is_known_of_spacing_and_vessels_holds_for_the_copies_too(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    home = study.cases[0].domain
+    told = replace(study, placeholder_spacing=(home,), tubular=("one",))
+    shifted = load_study(shift_study(told, tmp_path / "told", ("gamma", "noisy")), tmp_path)
+    assert (set(shifted.placeholder_spacing), shifted.tubular) == ({home, "gamma", "noisy"}, ("one",))
+    untold = load_study(shift_study(study, tmp_path / "untold", ("gamma",)), tmp_path)
+    assert (untold.placeholder_spacing, untold.tubular) == ((), ())
 
 
 def test_half_of_the_validation_subjects_are_held_out_for_testing_where_nobody_is(tmp_path: Path) -> None:

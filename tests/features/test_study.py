@@ -26,6 +26,24 @@ def test_subject_domain_and_id_have_defaults(tiny, tmp_path: Path) -> None:
     assert {(case.subject == case.id, case.domain, case.modality) for case in study.cases} == {(True, "default", None)}
 
 
+def test_tubes_and_domains_without_mm_are_read_and_unknown_ones_are_named(tiny, tmp_path: Path) -> None:
+    assert (load_study(tiny.write(), tmp_path).placeholder_spacing, load_study(tiny.write(), tmp_path).tubular) == (
+        (),
+        (),
+    )
+    organ = tiny.settings["classes"][1]
+    tiny.settings |= {"placeholder_spacing": ["a"], "tubular": [organ]}
+    study = load_study(tiny.write(), tmp_path)
+    assert (study.placeholder_spacing, study.tubular) == (("a",), (organ,))
+    tiny.settings["placeholder_spacing"] = ["siteX"]
+    with pytest.raises(StudyError) as raised:
+        load_study(tiny.write(), tmp_path)
+    assert any("domain 'siteX', which has no case" in line for line in raised.value.problems)
+    tiny.settings |= {"placeholder_spacing": [], "tubular": ["background"]}
+    with pytest.raises(ConfigError, match="tubular names 'background', which is no class"):
+        load_study(tiny.write(), tmp_path)
+
+
 def test_an_experiment_leads_to_its_study(tiny, tmp_path: Path) -> None:
     tiny.write()
     experiment = tmp_path / "experiment.yaml"

@@ -123,6 +123,23 @@ def test_a_finished_evaluation_is_read_and_another_bundle_or_label_is_evaluated_
     assert calls == [(done, total) for done in range(1, total + 1)]
 
 
+def test_another_tolerance_measures_the_masks_anew_and_trains_nothing(evaluated: Any, tmp_path: Path) -> None:
+    bench, trial = replace(evaluated.bench, root=tmp_path), evaluated.trials[0]
+    shutil.copytree(evaluated.bench.folder(trial), bench.folder(trial))
+    evaluation = bench.experiment.evaluation.model_copy(update={"nsd_tolerance": 0.5})
+    strict = replace(bench, experiment=bench.experiment.model_copy(update={"evaluation": evaluation}))
+    assert strict.key(trial) == bench.key(trial)
+    calls: list[int] = []
+    anew = evaluate_trial(strict, trial, lambda done, total: calls.append(done))
+    assert calls
+    assert anew["measures"]["nsd_tolerance_mm"] == 0.5
+    assert anew["domains"] == evaluated.summaries[0]["domains"]
+    before = evaluated.summaries[0]["measures"]["domains"]
+    for domain, found in anew["measures"]["domains"].items():
+        assert found["nsd"]["mean"] <= before[domain]["nsd"]["mean"]
+        assert found["dice"] == anew["domains"][domain]
+
+
 def test_a_test_case_without_a_label_gets_a_mask_and_no_score(evaluated: Any, tmp_path: Path) -> None:
     first, *others = evaluated.bench.study.split("test")
     study = replace(

@@ -98,7 +98,7 @@ def test_what_replaying_does_to_stored_features_is_shown_or_why_it_is_not(evalua
         write_report(path, bench.experiment, bench.study, rows_of(evaluated), HEADLINE, {"replay": replay})
         page = Page(path.read_text())
         assert expected in page.text
-        assert len(page.addresses) == (4 if replay is measured else 3)
+        assert len(page.addresses) == (5 if replay is measured else 4)  # beside dots, ranks, curves, overlays
     Path(measured["figure"]).unlink()
     write_report(path, bench.experiment, bench.study, rows_of(evaluated), HEADLINE, {"replay": measured})
     assert "augmentation's geometry" not in Page(path.read_text()).text
@@ -110,7 +110,7 @@ def test_the_finding_comes_first_and_is_escaped(page: Page) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
-    assert len(page.addresses) == 3
+    assert len(page.addresses) == 4  # dots, ranks, curves, overlays
     assert all(address.startswith("data:image/") for address in page.addresses)
 
 
@@ -157,7 +157,7 @@ def test_what_is_absent_is_a_line_and_a_test_time_method_has_no_curve(evaluated:
     assert ["Finetune from scratch", "unavailable: no <such> thing"] in adapted.cells
     assert "A note." in adapted.text
     assert adapted.cells[len(rows)][0] == "ERM + TENT"
-    assert adapted.addresses[1] == plain.addresses[1]  # the curves are those of the trainings alone
+    assert adapted.addresses[-2] == plain.addresses[-2]  # the curves are those of the trainings alone
     assert adapted.addresses[0] != plain.addresses[0]
 
 
@@ -203,7 +203,15 @@ def test_a_study_without_labelled_test_cases_still_gets_a_page(evaluated: Any, t
         shutil.copytree(row["folder"], folder)
         (folder / "evaluation" / "cases.csv").write_text("case,subject,domain,split,class,dice\n")
         (folder / "evaluation" / "summary.json").write_text(json.dumps({"domains": {}}))
-        rows.append({**row, "folder": str(folder), "source_dice": None, "target_dice": {}})
+        rows.append(
+            {
+                **row,
+                "folder": str(folder),
+                "evaluation": str(folder / "evaluation"),
+                "source_dice": None,
+                "target_dice": {},
+            }
+        )
     bench = evaluated.bench
     write_report(tmp_path / "page.html", bench.experiment, bench.study, rows, HEADLINE, {})
     parsed = Page((tmp_path / "page.html").read_text())
@@ -215,7 +223,7 @@ def test_the_verb_rebuilds_the_page_from_what_lies_on_disk(evaluated: Any, tmp_p
     experiment = evaluated.bench.experiment
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(to_json(experiment)))
-    arguments = argparse.Namespace(experiment=config, root=tmp_path, overrides=())
+    arguments = argparse.Namespace(experiment=config, root=tmp_path, overrides=(), latex=True)
     with pytest.raises(CheckpointError, match=r"summary\.json is missing; run: dropgen run"):
         command(arguments)
     folder = tmp_path / experiment.name
@@ -225,10 +233,41 @@ def test_the_verb_rebuilds_the_page_from_what_lies_on_disk(evaluated: Any, tmp_p
     (folder / "manifest.json").write_text(json.dumps({"commit": "feed", "command": ["/x/dropgen", "run", "a.yaml"]}))
     document = command(arguments)
     text = Path(document["report"]).read_text()
+    assert r"\toprule" in Path(document["latex"]).read_text()
     assert "dropgen run a.yaml" in text
     assert "feed" in text
     assert "models:/tiny@champion" in text
     assert build_report(experiment, tmp_path).read_text() == text
+
+
+def test_an_evaluation_from_before_the_measures_is_shown_as_not_available(evaluated: Any, tmp_path: Path) -> None:
+    rows = []
+    for row in rows_of(evaluated):
+        old = tmp_path / row["method"] / "evaluation"
+        shutil.copytree(row["evaluation"], old)
+        summary = json.loads((old / "summary.json").read_text())
+        del summary["measures"]
+        (old / "summary.json").write_text(json.dumps(summary))
+        lines = [line.split(",")[:6] for line in (old / "cases.csv").read_text().splitlines()]
+        (old / "cases.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+        rows.append({**row, "evaluation": str(old)})
+    bench = evaluated.bench
+    write_report(tmp_path / "page.html", bench.experiment, bench.study, rows, HEADLINE, {})
+    parsed = Page((tmp_path / "page.html").read_text())
+    assert "Not available for DropGen p = 0.25, ERM: tested before these measures were taken." in parsed.text
+    assert ["ERM", *["–"] * 8] in parsed.cells
+
+
+def test_the_measures_and_the_pairs_are_on_the_page(page: Page, evaluated: Any) -> None:
+    domains = sorted(evaluated.summaries[0]["target_dice"])
+    found = [evaluated.summaries[0]["measures"]["domains"][name]["nsd"] for name in domains]
+    expected = f"{100 * np.mean([spread['mean'] for spread in found]):.1f} n = {sum(spread['n'] for spread in found)}"
+    (measured,) = [cells for cells in page.cells if cells[0] == "ERM" and len(cells) == 9 and "n = " in cells[1]]
+    assert measured[1] == expected
+    assert "NSD at a tolerance of 2 mm" in page.text
+    (header,) = [cells for cells in page.cells if cells[0] == "ahead of"]
+    assert len(header) == 2
+    assert "Warning:" in page.text
 
 
 def picture(affine: np.ndarray, flip: bool = False) -> Picture:
