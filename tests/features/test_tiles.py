@@ -1,7 +1,6 @@
 """A large volume is extracted in tiles within a budget of memory, and what that changes is nothing or measured.
 
-The rows of the table in docs/feature-store.md: `python -m pytest -s -m "nightly or not nightly" -k falls_with_the_halo
-tests/features/test_tiles.py`.
+The rows of the table in docs/feature-store.md: `python -m pytest -s -m "" tests/features/test_tiles.py`.
 """
 
 from __future__ import annotations
@@ -172,7 +171,7 @@ def seam_errors(extractor: Extractor, name: str, unit: np.ndarray, halos: Sequen
 
 def test_the_error_of_mind_in_tiles_falls_with_the_halo_to_nothing_at_its_locality() -> None:
     mind = Mind()
-    rms = seam_errors(mind, "MIND", textured((288, 32, 32)), range(mind.locality + 1))
+    rms = seam_errors(mind, "MIND", textured((64, 32, 32)), range(mind.locality + 1))
     assert rms[mind.locality - 1] > 1e-3
     assert rms[mind.locality] < 1e-6
 
