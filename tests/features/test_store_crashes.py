@@ -3,6 +3,8 @@
 A writer is a forked process that does what a precompute worker does: claim, prepare, extract, write, verify what
 it wrote, commit. It is killed with SIGKILL when it begins the n-th operation that touches the store, of every kind
 that changes the disk, so a crash is real and every boundary of the commit protocol can be hit.
+
+How many died, and where: `python -m pytest -s -m nightly tests/features/test_store_crashes.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -91,6 +96,8 @@ def ended(child: int) -> int:
 class StoreLife(RuleBasedStateMachine):
     """The study grows, its labels and the extractor's weights change, writers die, gc runs; readers never notice."""
 
+    killed: ClassVar[Counter[Death]] = Counter()  # of all lives: where a process died, and how often
+
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -132,8 +139,7 @@ class StoreLife(RuleBasedStateMachine):
     def crash_a_writer(self, data: st.DataObject, death: Death) -> None:
         work = data.draw(st.sampled_from(self.works()))
         before = set(self.store.everything())
-        outcome = self.watch(self.writer(work, death))
-        assert outcome in ENDS
+        outcome = self.killed_at(death, self.watch(self.writer(work, death)))
         new = set(self.store.everything()) - before
         assert new <= set(work.keys.entries())
         assert outcome or {(kind, key) for kind, key in work.keys.entries() if kind in work.kinds} == new
@@ -143,7 +149,7 @@ class StoreLife(RuleBasedStateMachine):
     def crash_one_of_two_writers_of_a_case(self, data: st.DataObject, death: Death) -> None:
         work = data.draw(st.sampled_from(self.works()))
         victim, survivor = self.writer(work, death), self.writer(work)
-        assert self.watch(victim) in ENDS
+        self.killed_at(death, self.watch(victim))
         assert self.watch(survivor) == 0
         assert all(self.store.has(*entry) for entry in work.keys.entries())
 
@@ -161,7 +167,7 @@ class StoreLife(RuleBasedStateMachine):
         garbage = find_garbage(self.store).sizes
         child = fork(lambda: delete(self.store, garbage), self.store, death)
         outcome = ended(child)
-        assert outcome in (ENDS if death else (0,))
+        assert outcome == 0 if death is None else self.killed_at(death, outcome) in ENDS
         left = set(self.store.everything())
         assert not left & set(garbage) or outcome
         for entry in set(self.finished) - left:
@@ -212,6 +218,12 @@ class StoreLife(RuleBasedStateMachine):
             self.a_reader_sees_only_whole_entries()
         return os.waitstatus_to_exitcode(status[1])
 
+    def killed_at(self, death: Death, outcome: int) -> int:
+        """Counts a process that did not outlive its work; returns how it ended."""
+        assert outcome in ENDS, "it raised"
+        StoreLife.killed[death] += outcome != 0
+        return outcome
+
     def note(self, work: Work) -> None:
         prepared = prepare(read_volume(work.case.image), self.study.preparation)
         features, _ = extract(build(self.component()), prepared.unit)
@@ -236,5 +248,16 @@ def test_no_crash_costs_more_than_the_volumes_in_flight() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-def test_no_crash_costs_more_than_the_volumes_in_flight_in_many_lives() -> None:
-    run_state_machine_as_test(StoreLife, settings=settings(QUICK, max_examples=200, stateful_step_count=30))
+@pytest.mark.parametrize("part", range(4))  # of the night, each with other lives and its own count
+def test_no_crash_costs_more_than_the_volumes_in_flight_in_many_lives(part: int) -> None:
+    StoreLife.killed.clear()
+    began = time.perf_counter()
+    run_state_machine_as_test(StoreLife, settings=settings(QUICK, max_examples=50, stateful_step_count=30))
+    killed = [death for death, times in StoreLife.killed.items() if times]
+    at_once = {operation for operation, later in killed if later == 0}
+    soon = {operation for operation, later in killed if later}
+    sys.stdout.write(
+        f"\npart {part}: {StoreLife.killed.total()} processes killed, by SIGKILL at the beginning of {len(at_once)} "
+        f"different operations, by SIGALRM within 0.5 ms of {len(soon)}; {time.perf_counter() - began:.0f} s\n"
+    )
+    assert len(at_once) >= 50

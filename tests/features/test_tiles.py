@@ -1,6 +1,6 @@
 """A large volume is extracted in tiles within a budget of memory, and what that changes is nothing or measured.
 
-The rows of the table in docs/feature-store.md: `python -m pytest -s -m nightly tests/features/test_tiles.py`.
+The rows of the table in docs/feature-store.md: `python -m pytest -s -m "" tests/features/test_tiles.py`.
 """
 
 from __future__ import annotations
@@ -181,6 +181,6 @@ def test_the_error_of_mind_in_tiles_falls_with_the_halo_to_nothing_at_its_locali
 @pytest.mark.parametrize("kind", ["formula", "random"])
 def test_the_error_of_anatomix_in_tiles_falls_with_the_halo(kind: str, tmp_path: Path) -> None:
     anatomix = Anatomix(str(weights(tmp_path, kind)))
-    rms = seam_errors(anatomix, kind, textured((288, 32, 32)), (16, 32, 48, 64, 80, 96, 112))
+    rms = seam_errors(anatomix, f"anatomix, {kind}", textured((288, 32, 32)), (16, 32, 48, 64, 80, 96, 112))
     assert rms[HALO] < 1e-5  # float16 rounds by 3e-4
     assert rms[112] < 1e-6
