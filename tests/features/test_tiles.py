@@ -23,7 +23,7 @@ from dropgen.features.extractors.mind import Mind
 from dropgen.features.extractors.tiles import EXTRACTION_BYTES, WORKING_BYTES, legal_shape, peak_bytes, tiles
 from tests_support.anatomix import CHANNELS, textured, weights
 
-LIBRARIES_BYTES = 32 * 2**20  # what oneDNN keeps of kernels and weights, whatever the volume
+LIBRARIES_BYTES = 64 * 2**20  # oneDNN and the heap: the same call took 178 to 260 MiB for anatomix
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Says how far memory rose while a volume was extracted, above what it was after a small one.
 EXTRACTING = """
