@@ -18,7 +18,7 @@ from dropgen.errors import ConfigError
 from dropgen.features.extractors.tiles import Box
 from dropgen.features.symmetry import AxisSymmetry
 
-VERSION = 1
+VERSION = 2  # every channel is smoothed by itself since 2, which rounds otherwise (5e-6)
 SIGMA = 1.0
 NEIGHBOURS = ((-1, 0, 0), (0, 0, -1), (0, -1, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0))
 # Pairs of neighbours whose squared distance is 2; the three opposite pairs have 4 and are left out.
@@ -103,22 +103,23 @@ class Mind:
                 starts = [dilation * (1 + step) for step in offset]
                 box = [slice(start, start + length) for start, length in zip(starts, size, strict=True)]
                 shifted.append(padded[:, :, box[0], box[1], box[2]])
-            squared = torch.cat([(shifted[i] - shifted[j]).square() for i, j in PAIRS], dim=1)
-            smooth = self._smooth(squared)
-            distance = smooth - smooth.amin(dim=1, keepdim=True)
+            # One by one: oneDNN lays a convolution of one channel out for sixteen. All at once took five times as long
+            # and 84 bytes per voxel and channel instead of 18.
+            distance = image.new_empty(len(image), len(PAIRS), *size)
+            for channel, (i, j) in enumerate(PAIRS):
+                distance[:, channel] = self._smooth((shifted[i] - shifted[j]).square())[:, 0]
+            distance -= distance.amin(dim=1, keepdim=True)
             return distance, distance.mean(dim=1, keepdim=True)
 
-    def _smooth(self, x_bcxyz: Tensor) -> Tensor:
-        batch, channels = x_bcxyz.shape[:2]
-        x = x_bcxyz.reshape(batch * channels, 1, *x_bcxyz.shape[2:])
-        kernel = self._kernel.to(x)
+    def _smooth(self, x_b1xyz: Tensor) -> Tensor:
+        kernel = self._kernel.to(x_b1xyz)
         for axis in range(3):
             shape = [1, 1, 1, 1, 1]
             shape[2 + axis] = len(kernel)
             padding = [0] * 6
             padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = self._half_width
-            x = nnf.conv3d(nnf.pad(x, padding, mode="replicate"), kernel.view(shape))
-        return x.view(x_bcxyz.shape)
+            x_b1xyz = nnf.conv3d(nnf.pad(x_b1xyz, padding, mode="replicate"), kernel.view(shape))
+        return x_b1xyz
 
 
 def _are_dilations(values: object) -> bool:
