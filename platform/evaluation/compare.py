@@ -18,7 +18,7 @@ from dropgen.platform.evaluation.findings import cautions, interval, signed
 from dropgen.platform.evaluation.paired import LEAST_IN_DOMAIN, LEAST_SUBJECTS, Paired, pair, read_results
 from dropgen.platform.evaluation.results import ABSENT, points
 
-LEAST_WIDTH = 120  # characters; a pipe counts as 80, which would wrap every cell
+LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
 DIGITS = 2  # two ways to the same end may be tenths of a point apart
 JUDGED = {True: "non-inferior", False: "not shown", None: ABSENT}
 
