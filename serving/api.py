@@ -1,4 +1,4 @@
-"""The HTTP face of one Segmenter: NIfTI bytes in, a NIfTI mask on the same grid out.
+"""The HTTP face: NIfTI bytes in, a NIfTI mask on the same grid out, at once or as a job.
 
 It knows nothing of Ray, so that it can be called as any other ASGI application.
 """
@@ -6,91 +6,229 @@ It knows nothing of Ray, so that it can be called as any other ASGI application.
 from __future__ import annotations
 
 import asyncio
-import gzip
-import io
-import zlib
-from dataclasses import asdict, dataclass
+import contextlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dropgen import __version__
-from dropgen.errors import DropGenError, VolumeError
-from dropgen.features.studies.volume import GZIP_MAGIC, mask_to_bytes, volume_from_bytes
-from dropgen.manifest import digest
-from dropgen.platform.segmenter import Segmenter, read_record
-from dropgen.serving.room import TooLargeError, require_room
+from dropgen.errors import DropGenError, RegistryError, VolumeError
+from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.platform.tracking import registered_models
+from dropgen.serving.engine import Engine, Order
+from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
+from dropgen.serving.journal import Journal
+from dropgen.serving.models import Models, Served
+from dropgen.serving.room import TooLargeError
+from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
+from dropgen.serving.tokens import Tokens
+from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
-MAX_BYTES = 512 * 2**20  # as sent and unpacked; a CT of 512 x 512 x 1000 voxels at 2 bytes is 500 MiB
 MODEL_HEADER = "X-Dropgen-Model"
-STATUS: dict[type[DropGenError], int] = {TooLargeError: 413, VolumeError: 400, DropGenError: 500}
+VERSION_HEADER = "X-Dropgen-Version"
+USE_HEADER = "X-Dropgen-Use"
+MASK_TYPE = "application/gzip"
+DEFAULT_SECONDS = 30.0  # that a volume is taken to need before one has been timed
+KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+
+class BusyError(DropGenError):
+    """The queue is full.
+
+    Attributes:
+        seconds: When to try again.
+    """
+
+    def __init__(self, message: str, seconds: int) -> None:
+        self.seconds = seconds
+        super().__init__(message)
+
+
+class ConflictError(DropGenError):
+    """The job is not in the state that was asked for."""
+
+
+STATUS: dict[type[DropGenError], int] = {
+    TooLargeError: 413, VolumeError: 400, RegistryError: 404, UnknownJobError: 404, BusyError: 429,
+    ConflictError: 409, SlowError: 504, DropGenError: 500,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which model stands behind an answer.
+class Limits:
+    """What a replica takes on.
 
     Attributes:
-        uri: Where it was asked for: `models:/name@alias`, or a bundle's folder.
-        digest: Hash over specification and weights; equal digests mean equal masks.
-        classes: Class names; the index is the label value.
+        max_memory: Bytes that one prediction may take.
+        caps: Of a body at /v1/segment.
+        job_caps: Of a volume at /v1/jobs.
+        queue: Requests for a mask that may wait or be worked on.
+        jobs: Jobs that may be unfinished, over all replicas.
+        answer_seconds: From a received body to its mask.
+        keep_seconds: How long a finished job is kept.
+        sources: Folders that a job's volume may be named in.
     """
 
-    uri: str
-    digest: str
-    classes: tuple[str, ...]
+    max_memory: int
+    caps: Caps = field(default_factory=lambda: Caps(unpacked_bytes=2**29))
+    job_caps: Caps = field(default_factory=lambda: Caps(2**32, 2**33, 2**31, seconds=3600))
+    queue: int = 16
+    jobs: int = 1000
+    answer_seconds: float = 900
+    keep_seconds: float = 24 * 3600
+    sources: tuple[Path, ...] = ()
 
-    @classmethod
-    def of(cls, bundle: Path, uri: str) -> Model:
-        """Describes a bundle."""
-        record = read_record(bundle)
-        return cls(uri, digest(record), tuple(record["spec"]["classes"]))
 
-
-def create_api(segmenter: Segmenter, model: Model, max_memory: int, max_bytes: int = MAX_BYTES) -> FastAPI:
-    """Builds the application around a loaded model.
+def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tuple[FastAPI, Engine, Jobs]:
+    """Builds the application; returns what works on its jobs too.
 
     Args:
-        segmenter: Predicts every mask.
-        model: Named in `/healthz` and in the header `X-Dropgen-Model` of every mask.
-        max_memory: Bytes that one prediction may take; a volume that would need more is refused.
-        max_bytes: Larger bodies are refused, compressed or unpacked.
+        root: Output root: registry, and the folder `service` of jobs, logs and bodies that are being received.
+        models: Predict every mask.
+        tokens: Who may ask.
+        limits: What is taken on.
     """
-    # The documentation pages of FastAPI load scripts from a CDN; /openapi.json needs no network.
+    service = root / "service"
+    spool = service / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
+    engine = Engine(models, Journal(service / "audit.jsonl", durable=True), limits.max_memory)
+    queue = _Queue(limits.queue)
+    # FastAPI's documentation pages load scripts from a CDN; /openapi.json needs no network.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
-    turn = asyncio.Lock()  # one volume at a time: two would need twice the memory and gain no time on the same cores
+    log = Journal(service / "requests.jsonl")
+    api.add_middleware(Watch, routes=lambda: api.routes, tokens=tokens, metrics=metrics, log=log)
+    refusals: dict[int | str, dict[str, Any]] = {
+        code: {"description": text, "content": {"application/json": {"schema": ERROR}}}
+        for code, text in REFUSALS.items()
+    }
+    binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
+    optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}}}}
 
     @api.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Says that the model is loaded, and which."""
-        return {"status": "ok", "model": asdict(model)}
+        """Says that the default model can answer, and which it is."""
+        served = await run_in_threadpool(models.find)
+        return {"status": "ok", "model": asdict(served.model), "version": served.registered.version}
+
+    @api.get("/metrics", response_class=Response, responses=refusals)
+    async def prometheus() -> Response:
+        """Metrics for Prometheus, over all replicas."""
+        state, waiting = models.state(), await run_in_threadpool(jobs.waiting)
+        page = metrics.text(queue.length, waiting, len(state["loaded"]), state["bytes"])
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+    @api.get("/v1/models", responses=refusals)
+    async def list_models() -> dict[str, Any]:
+        """Every registered model with its versions and aliases."""
+        return {"models": await run_in_threadpool(registered_models, root), "memory": models.state()}
+
+    @api.get("/v1/models/{name}", responses=refusals)
+    async def show_model(name: str) -> dict[str, Any]:
+        """The model card of the champion, or of `name@alias`."""
+        served = await run_in_threadpool(models.find, name)
+        return {**asdict(served.model), "version": served.registered.version, "card": served.registered.card}
 
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses={200: {"content": {"application/gzip": {}}, "description": "Mask, .nii.gz, on the image's grid"}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
+        responses={200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}} | refusals,
+        openapi_extra=binary,
     )
-    async def segment(request: Request, modality: str | None = None) -> Response:
+    async def segment(
+        request: Request, model: str | None = None, modality: Annotated[str | None, Query(max_length=64)] = None
+    ) -> Response:
         """Segments the .nii or .nii.gz volume in the body."""
-        body = await _receive(request, max_bytes)
-        async with turn:
-            mask = await run_in_threadpool(_segment, segmenter, body, modality, max_bytes, max_memory)
-        header = {MODEL_HEADER: f"{model.uri}; digest={model.digest}"}
-        return Response(mask, media_type="application/gzip", headers=header)
+        served = await run_in_threadpool(models.find, model)
+        served.require_modality(modality)
+        with queue.place():
+            folder = Path(tempfile.mkdtemp(dir=spool))
+            try:
+                received = await _receive(request, folder, limits.caps)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            order = Order(request.state.who, request.state.request, modality, received.sha256)
+            mask = await queue.run(_segment, engine, folder, served, order, received, limits.answer_seconds)
+        return Response(mask, media_type=MASK_TYPE, headers=_headers(served))
+
+    @api.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=optional)
+    async def submit(
+        request: Request,
+        model: str | None = None,
+        modality: Annotated[str | None, Query(max_length=64)] = None,
+        source: Annotated[str | None, Query(max_length=1024)] = None,
+        idempotency_key: Annotated[str | None, Header(pattern=f"^{KEY.pattern}$")] = None,
+    ) -> dict[str, Any]:
+        """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow."""
+        served = await run_in_threadpool(models.find, model)
+        served.require_modality(modality)
+        if await run_in_threadpool(jobs.waiting) >= limits.jobs:
+            raise BusyError(f"{limits.jobs} jobs are waiting, as many as this service keeps; try later", 60)
+        with jobs.draft() as draft:
+            if source is None:
+                received = await _receive(request, draft, limits.job_caps)
+            else:
+                path = _allowed(source, limits.sources)
+                received = await run_in_threadpool(receive_file, path, draft / VOLUME, limits.job_caps)
+            registered = served.registered
+            fields = {
+                "model": registered.name, "version": registered.version, "digest": served.model.digest,
+                "model_version": f"{registered.name}/{registered.version}", "modality": modality,
+                "request": request.state.request, "input_sha256": received.sha256, "use": RESEARCH_ONLY,
+            }  # fmt: skip
+            return _shown(jobs.accept(draft, request.state.who, idempotency_key, fields))
+
+    @api.get("/v1/jobs/{id}", responses=refusals)
+    async def status(request: Request, id: str) -> dict[str, Any]:
+        """The state of a job: accepted, running, done, failed or cancelled."""
+        return _shown(jobs.read(id, request.state.who))
+
+    @api.get(
+        "/v1/jobs/{id}/result",
+        response_class=Response,
+        responses={200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}} | refusals,
+    )
+    async def result(request: Request, id: str) -> Response:
+        """The mask of a job that is done."""
+        record = jobs.read(id, request.state.who)
+        if record["state"] != "done":
+            cause = record.get("error", "ask again later, or send the volume again")
+            raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
+        served = await run_in_threadpool(models.find, record["model_version"])
+        mask = await run_in_threadpool(jobs.mask, id, request.state.who)
+        return Response(mask, media_type=MASK_TYPE, headers=_headers(served))
+
+    @api.delete("/v1/jobs/{id}", responses=refusals)
+    async def cancel(request: Request, id: str) -> dict[str, Any]:
+        """Cancels a job; one that a replica is at ends when the replica looks up."""
+        return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
 
     @api.exception_handler(DropGenError)
     async def refuse(request: Request, error: DropGenError) -> JSONResponse:
-        return _error(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
+        status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+        answer = _error(status, str(error))
+        if isinstance(error, BusyError):
+            answer.headers["Retry-After"] = str(error.seconds)
+        return answer
 
     @api.exception_handler(HTTPException)
     async def misroute(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(RequestValidationError)
     async def misuse(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -99,49 +237,100 @@ def create_api(segmenter: Segmenter, model: Model, max_memory: int, max_bytes: i
 
     @api.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, f"the server failed with {type(error).__name__}; its log says where")
+        log.add(request=request.state.request, error=type(error).__name__, where=_where(error))
+        answer = _error(500, f"the server failed with {type(error).__name__}; its log says where")
+        answer.headers[REQUEST_HEADER] = request.state.request  # this answer does not pass by the middleware
+        return answer
 
-    return api
+    return api, engine, jobs
 
 
-def _segment(segmenter: Segmenter, body: bytes, modality: str | None, max_bytes: int, max_memory: int) -> bytes:
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+REFUSALS = {
+    400: "The volume, the model's name or the modality cannot be used", 401: "No token", 404: "No such model or job",
+    408: "The body did not arrive in time", 409: "The job has no mask", 413: "Too large", 422: "A parameter is wrong",
+    429: "The queue is full", 500: "The server failed", 504: "The mask was not made in time",
+}  # fmt: skip
+
+
+class _Queue:
+    """Requests for a mask: how many there are, and how long they take."""
+
+    def __init__(self, limit: int) -> None:
+        self.length = 0
+        self._limit = limit
+        self._seconds = DEFAULT_SECONDS
+        self._pool = ThreadPoolExecutor(limit)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        if self.length >= self._limit:
+            raise BusyError(f"{self.length} volumes are waiting already; try later", max(1, round(self._seconds)))
+        self.length += 1
+        began = time.monotonic()
+        try:
+            yield
+            self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began)
+        finally:
+            self.length -= 1
+
+    async def run(self, *call: Any) -> bytes:
+        """Runs a call whose last argument is the seconds that it may take; the thread itself cannot be stopped."""
+        seconds = call[-1]
+        task = asyncio.get_running_loop().run_in_executor(self._pool, *call)
+        try:
+            return bytes(await asyncio.wait_for(task, seconds))
+        except TimeoutError:
+            raise SlowError(f"the mask was not made within {seconds:g} s; send the volume to /v1/jobs") from None
+
+
+def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> bytes:
     try:
-        volume = volume_from_bytes(_unpack(body, max_bytes), "the uploaded volume")
-        require_room(segmenter, volume, max_memory)
-        return mask_to_bytes(segmenter.predict(volume, modality), volume.affine)
-    except MemoryError:
-        raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
+        mask = engine.segment(folder, served, order, received.header.voxels, wait=seconds)
+        engine.record(mask, served, order)
+        return mask
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _receive(request: Request, max_bytes: int) -> bytes:
-    if int(request.headers.get("content-length", 0)) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    if not body:
-        raise VolumeError("the request has no body; send the bytes of a .nii or .nii.gz file")
-    return bytes(body)
-
-
-def _unpack(body: bytes, max_bytes: int) -> bytes:
-    # Unpacked here, up to the cap, and not by the reader: a gzip stream grows a thousandfold.
-    if not body.startswith(GZIP_MAGIC):
-        return body
+async def _receive(request: Request, folder: Path, caps: Caps) -> Received:
+    length = request.headers.get("content-length", "")
+    stated = int(length) if length.isdecimal() else None
     try:
-        data = gzip.GzipFile(fileobj=io.BytesIO(body)).read(max_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise VolumeError(f"the uploaded volume is damaged or truncated ({error}); send it again") from None
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes)
-    return data
+        return await receive(request.stream(), stated, folder / VOLUME, caps)
+    except SlowError as error:
+        raise HTTPException(408, str(error)) from None
 
 
-def _too_large(max_bytes: int) -> TooLargeError:
-    limit = f"{max_bytes / 2**20:g} MiB"
-    return TooLargeError(f"the volume is larger than {limit}, the most this server takes; crop or resample it")
+def _allowed(source: str, folders: tuple[Path, ...]) -> Path:
+    """A file below an allowed folder; links are followed before it is judged, and what exists elsewhere is not told."""
+    if "\0" not in source and not Path(source).is_absolute():
+        for folder in folders:
+            path = (folder / source).resolve()
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                return path
+    raise VolumeError("?source= names no file below a folder that the server allows; see dropgen serve --allow")
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A job as its owner sees it."""
+    return {key: value for key, value in record.items() if key not in ("who", "model_version", "attempts")}
+
+
+def _headers(served: Served) -> dict[str, str]:
+    return {
+        MODEL_HEADER: f"{served.model.uri}; digest={served.model.digest}",
+        VERSION_HEADER: served.registered.version,
+        USE_HEADER: RESEARCH_ONLY,
+    }
+
+
+def _where(error: Exception) -> str:
+    """File and line of the failure; its message is left out, because it can hold what was sent."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "unknown"
 
 
 def _error(status: int, sentence: str) -> JSONResponse:

@@ -29,10 +29,11 @@ from dropgen.manifest import digest, file_digest
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
 from dropgen.serving.adapted import adapt
-from dropgen.serving.api import Model
 from dropgen.serving.client import Client
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
+from dropgen.serving.models import Model
 from dropgen.serving.room import require_room
+from dropgen.serving.tokens import client_token
 
 SUFFIXES = (".nii.gz", ".nii")
 CHANNEL = "_0000"  # nnU-Net's mark of an image's only channel; its masks have none
@@ -154,7 +155,7 @@ def _backend(arguments: argparse.Namespace) -> tuple[Model, Segment]:
     if arguments.url is not None:
         if arguments.bundle is not None or arguments.adapt is not None:
             raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
-        client = Client(arguments.url)
+        client = Client(arguments.url, client_token(arguments.root, arguments.token_file))
         return client.model(), lambda path: client.segment(path, modality)
     if arguments.bundle is not None:
         bundle = arguments.bundle.expanduser().resolve()

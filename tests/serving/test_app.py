@@ -18,12 +18,14 @@ import psutil
 import pytest
 
 from dropgen.__main__ import main
+from dropgen.errors import ServiceError
 from dropgen.features.studies.study import Case, load_study
 from dropgen.features.studies.volume import Volume, read_mask, write_mask, write_volume
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.tracking import fetch, register
 from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.serving.client import Client
+from dropgen.serving.tokens import VARIABLE, client_token
 from tests_support.tiny import fill_store, tiny_experiment
 
 START_SECONDS, STOP_SECONDS = 180, 60
@@ -103,7 +105,11 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         names = " ".join(relative.name() for relative in family)
         assert "raylet" in names
 
-        served = Client(ready["url"]).segment(registered.case.image)
+        token = client_token(registered.root, None)
+        assert token is not None
+        with pytest.raises(ServiceError, match="token"):
+            Client(ready["url"]).segment(registered.case.image)
+        served = Client(ready["url"], token).segment(registered.case.image)
         written = read_mask(registered.evaluated)
         np.testing.assert_array_equal(served.array, written.array)
         np.testing.assert_array_equal(served.affine, written.affine)
@@ -121,7 +127,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         scans.mkdir()
         shutil.copy(registered.case.image, scans / "good.nii.gz")
         (scans / "broken.nii.gz").write_bytes(registered.case.image.read_bytes()[:-50])
-        remote = ["segment", str(scans), str(masks), "--url", ready["url"], "--json"]
+        remote = ["segment", str(scans), str(masks), "--url", ready["url"], "--json", "--root", str(registered.root)]
         assert main(remote) == 2
         assert "1 of 2 files failed: broken.nii.gz" in capsys.readouterr().err
         np.testing.assert_array_equal(read_mask(masks / "good.nii.gz").array, written.array)
@@ -178,9 +184,20 @@ def test_damaged_bundle_is_one_sentence_before_ray_starts(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.7.7", "example.org"])
-def test_addresses_that_others_reach_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+def test_addresses_that_others_reach_are_refused_without_a_chosen_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     assert main(["serve", "--host", host, "--root", str(tmp_path)]) == 2
     assert f"--host {host}" in capsys.readouterr().err
+
+
+def test_an_open_address_without_a_token_is_refused_also_when_told_not_to_care(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--host", "0.0.0.0", "--insecure", "--root", str(tmp_path)]) == 2
+    assert "--insecure would let everybody" in capsys.readouterr().err
+    assert not (tmp_path / "service").exists()
 
 
 def test_no_replica_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
