@@ -1,4 +1,4 @@
-"""The cases of real readers: a 377-byte file that asks for 18 GB, bombs, forged sizes, negative axes, scaling by NaN."""
+"""The cases of real readers: a 377-byte file that asks for 18 GB, bombs, forged sizes, negative axes, NaN scaling."""
 
 from __future__ import annotations
 
