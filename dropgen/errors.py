@@ -42,6 +42,10 @@ class VolumeError(DropGenError):
     """One image or mask file cannot be used."""
 
 
+class TooLargeError(VolumeError):
+    """The volume may be sound, but is more than is taken."""
+
+
 class WeightsError(DropGenError):
     """Extractor weights are missing or are not the ones that are needed."""
 

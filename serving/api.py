@@ -24,14 +24,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dropgen import __version__
-from dropgen.errors import DropGenError, RegistryError, VolumeError
+from dropgen.errors import DropGenError, RegistryError, TooLargeError, VolumeError
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.tracking import registered_models
 from dropgen.serving.engine import Engine, Order
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
-from dropgen.serving.room import TooLargeError
 from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file

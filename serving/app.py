@@ -22,6 +22,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -45,11 +46,12 @@ from dropgen.serving.client import Client
 from dropgen.serving.engine import work
 from dropgen.serving.models import Models
 from dropgen.serving.telemetry import SHARED
-from dropgen.serving.tokens import VARIABLE, Tokens, client_token, server_tokens, token_path
+from dropgen.serving.tokens import VARIABLE, Tokens, server_tokens, token_path
 
 APPLICATION = "dropgen"
 MODEL_SHARE = 0.25  # of a replica's memory, for models; the rest is for predictions
 BUSY_REQUESTS = 2  # per replica, more of which call for another
+DRAIN_POLL_SECONDS = 0.2
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -158,12 +160,11 @@ def command(arguments: argparse.Namespace) -> None:
         max(arguments.replicas, arguments.max_replicas or 0), _bytes(arguments.models_gb), arguments.queue,
         arguments.timeout, 3600 * arguments.keep_hours, tuple(path.resolve() for path in arguments.allow),
     )  # fmt: skip
-    token = made or (None if arguments.insecure else client_token(arguments.root, arguments.token_file))
     url = f"http://{host}:{port}"
     _on_signals(_interrupt)  # terminated while Ray starts, what has started is still ended
     with connect(arguments.address, arguments.replicas), _serving(plan, host, port):
         ready = {
-            "ready": True, "url": url, "model": asdict(Client(url, token).model()), "replicas": arguments.replicas,
+            "ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas,
         }  # fmt: skip
         console.document(ready, indent=None)
         console.say(f"models:/{plan.default} is ready at {url}/v1/segment (Ctrl-C stops it)")
@@ -189,7 +190,7 @@ def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
         serve.run(application(plan, threads, gpus), name=APPLICATION, logging_config=QUIET)
         yield
         _on_signals(signal.SIG_IGN)
-        serve.delete(APPLICATION)  # replicas end what they have accepted while the proxy still takes their answers
+        _drain()
     finally:
         _on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
         with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
@@ -202,6 +203,17 @@ def _share(replicas: int) -> tuple[int, float]:
     threads = max(1, int(max(node.get("CPU", 0) for node in nodes)) // replicas)
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     return threads, 1 / math.ceil(replicas / gpus) if gpus else 0
+
+
+def _drain() -> None:
+    """Lets replicas end what they have accepted, while the proxy still takes their answers.
+
+    Serve waits for each as long as the deployment's `graceful_shutdown_timeout_s` says; `delete` itself gives up before.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in serve.status().applications:
+            time.sleep(DRAIN_POLL_SECONDS)
 
 
 def _fresh(service: Path) -> None:

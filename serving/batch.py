@@ -155,7 +155,7 @@ def _backend(arguments: argparse.Namespace) -> tuple[Model, Segment]:
     if arguments.url is not None:
         if arguments.bundle is not None or arguments.adapt is not None:
             raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
-        client = Client(arguments.url, client_token(arguments.root, arguments.token_file))
+        client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url))
         return client.model(), lambda path: client.segment(path, modality)
     if arguments.bundle is not None:
         bundle = arguments.bundle.expanduser().resolve()

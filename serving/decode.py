@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dropgen.errors import VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import Volume, read_volume
 from dropgen.manifest import REPOSITORY
-from dropgen.serving.room import TooLargeError
 
 NAME = "the uploaded volume"
 INTERPRETER_BYTES = 3 * 2**29  # address space of Python, NumPy and SciPy before a voxel is read
@@ -54,7 +53,7 @@ def decode(source: Path, target: Path, voxels: int) -> Volume:
     answer = json.loads(child.stdout)
     if "error" in answer:
         raise (TooLargeError if answer["large"] else VolumeError)(answer["error"])
-    return Volume(np.load(target, mmap_mode="r", allow_pickle=False), np.array(answer["affine"], np.float64))
+    return Volume(np.load(target, mmap_mode="c", allow_pickle=False), np.array(answer["affine"], np.float64))
 
 
 def _environment() -> dict[str, str]:

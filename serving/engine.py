@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dropgen.console import warn
-from dropgen.errors import DropGenError, VolumeError
+from dropgen.errors import DropGenError, TooLargeError, VolumeError
 from dropgen.features.studies.volume import mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
@@ -18,7 +18,7 @@ from dropgen.serving.header import HEADER_BYTES, check_header
 from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
-from dropgen.serving.room import TooLargeError, require_room
+from dropgen.serving.room import require_room
 from dropgen.serving.upload import Caps, SlowError
 
 VOXELS = "voxels.npy"

@@ -10,9 +10,8 @@ import math
 import struct
 from dataclasses import dataclass
 
-from dropgen.errors import VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import MAX_AXIS
-from dropgen.serving.room import TooLargeError
 
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348, and at least 4 more before its voxels
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}  # by code, one number a voxel

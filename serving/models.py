@@ -13,11 +13,10 @@ from typing import Any
 
 import psutil
 
-from dropgen.errors import VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.manifest import digest
 from dropgen.platform.segmenter import WEIGHTS_FILE, Segmenter, read_record
 from dropgen.platform.tracking import Registered, resolve
-from dropgen.serving.room import TooLargeError
 
 POLL_SECONDS = 5.0  # how long an alias that was moved may still give its old version
 WANTED = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})(?:@(?P<alias>[A-Za-z0-9._-]{1,64})|/(?P<version>[0-9]{1,9}))?")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from dropgen.errors import VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.prepare import Grid
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.segmenter import Segmenter
@@ -17,10 +17,6 @@ from dropgen.platform.segmenter import Segmenter
 # a plain prediction took 66 bytes per voxel, SFB 140 and Alpha Tuning 161: 2.3 and 3.0 copies of the classes more.
 FEATURE_COPIES = 12
 OTHER_COPIES = 2.5
-
-
-class TooLargeError(VolumeError):
-    """The volume is sound, but more than is taken."""
 
 
 def require_room(segmenter: Segmenter, volume: Volume, free: int) -> None:

@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dropgen.errors import ConfigError, DropGenError, ResourceError
 
@@ -105,7 +106,7 @@ def server_tokens(root: Path, file: Path | None) -> tuple[Tokens, str | None]:
     return Tokens.of({OWNER: made}), made
 
 
-def client_token(root: Path, file: Path | None) -> str | None:
+def client_token(root: Path, file: Path | None, url: str) -> str | None:
     """The token a client sends: of the file, else of the environment, else the one that a server left under the root.
 
     Raises:
@@ -113,8 +114,10 @@ def client_token(root: Path, file: Path | None) -> str | None:
     """
     if file is not None:
         return next(iter(_read(file).values()))
+    # What a server on this machine left is not shown to another.
+    here = urlsplit(url).hostname in ("127.0.0.1", "localhost")
     kept = token_path(root)
-    return os.environ.get(VARIABLE) or (next(iter(_read(kept).values())) if kept.exists() else None)
+    return os.environ.get(VARIABLE) or (next(iter(_read(kept).values())) if here and kept.exists() else None)
 
 
 def _read(file: Path) -> dict[str, str]:

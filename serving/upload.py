@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dropgen.errors import DropGenError, VolumeError
+from dropgen.errors import DropGenError, TooLargeError, VolumeError
 from dropgen.features.studies.volume import GZIP_MAGIC
 from dropgen.serving.header import HEADER_BYTES, Header, check_header
-from dropgen.serving.room import TooLargeError
 
 NAME = "the uploaded volume"
 STEP = 2**20  # bytes unpacked at a time: what a bomb can take of memory
@@ -152,19 +151,22 @@ class _Sink:
         return self._hash.hexdigest(), self._header
 
     def _unfold(self, chunk: bytes) -> Iterator[bytes]:
-        while chunk:
+        while True:
             if self._member is None:
-                if not chunk.strip(b"\0"):  # padding after the last member
+                if not chunk.strip(b"\0"):  # nothing, or padding after the last member
                     return
                 self._member = zlib.decompressobj(GZIP_WINDOW)
             try:
-                yield self._member.decompress(chunk, STEP)
+                part = self._member.decompress(chunk, STEP)
             except zlib.error as error:
                 raise VolumeError(f"{NAME} is damaged or truncated ({error}); send it again") from None
+            yield part
             if self._member.eof:
                 chunk, self._member = self._member.unused_data, None
-            else:
-                chunk = self._member.unconsumed_tail
+                continue
+            chunk = self._member.unconsumed_tail
+            if not chunk and len(part) < STEP:  # a full part can leave output behind that needs no more input
+                return
 
     def _write(self, part: bytes) -> None:
         self._unpacked += len(part)

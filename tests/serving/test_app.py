@@ -105,7 +105,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         names = " ".join(relative.name() for relative in family)
         assert "raylet" in names
 
-        token = client_token(registered.root, None)
+        token = client_token(registered.root, None, ready["url"])
         assert token is not None
         with pytest.raises(ServiceError, match="token"):
             Client(ready["url"]).segment(registered.case.image)

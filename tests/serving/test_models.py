@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from dropgen.config import Component
-from dropgen.errors import RegistryError, VolumeError
+from dropgen.errors import RegistryError, TooLargeError, VolumeError
 from dropgen.platform.segmenter import WEIGHTS_FILE
 from dropgen.platform.tracking import register
 from dropgen.serving.models import POLL_SECONDS, Models
-from dropgen.serving.room import TooLargeError
 from tests_support.segmenters import make_segmenter
 
 

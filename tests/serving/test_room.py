@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from dropgen.config import Component
+from dropgen.errors import TooLargeError
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.adaptation import build
 from dropgen.platform.adaptation.adapted import AdaptedSegmenter
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.room import TooLargeError, require_room
+from dropgen.serving.room import require_room
 from tests_support.segmenters import make_segmenter
 
 EDGE = 512

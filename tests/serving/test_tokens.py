@@ -7,6 +7,7 @@ import pytest
 from dropgen.errors import ConfigError
 from dropgen.serving.tokens import VARIABLE, Tokens, UnauthorisedError, client_token, server_tokens, token_path
 
+HERE = "http://127.0.0.1:8000"
 ANNA, BERT = "a" * 20, "b" * 20
 
 
@@ -30,7 +31,8 @@ def test_a_server_without_a_token_makes_one_for_itself_that_its_client_finds(tmp
     assert made is not None
     assert tokens.who(f"Bearer {made}") == "owner"
     assert token_path(tmp_path).stat().st_mode & 0o777 == 0o600
-    assert client_token(tmp_path, None) == made
+    assert client_token(tmp_path, None, HERE) == made
+    assert client_token(tmp_path, None, "http://elsewhere.example:8000") is None
     again, shown = server_tokens(tmp_path, None)
     assert shown is None
     assert again.who(f"Bearer {made}") == "owner"
@@ -42,7 +44,7 @@ def test_a_file_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "tokens"
     file.write_text(f"# who may ask\nbert {BERT}\nanna {'c' * 20}\n")
     assert server_tokens(tmp_path, file)[0].who(f"Bearer {BERT}") == "bert"
-    assert client_token(tmp_path, file) == BERT
+    assert client_token(tmp_path, file, HERE) == BERT
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dropgen.errors import VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import volume_from_bytes
 from dropgen.serving.decode import decode
 from dropgen.serving.header import HEADER_BYTES, check_header
-from dropgen.serving.room import TooLargeError
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
 SMALL = np.arange(120, dtype=np.float32).reshape(6, 5, 4)
@@ -164,6 +163,8 @@ def test_a_refusal_of_the_reader_names_no_path(tmp_path: Path) -> None:
 
 def test_a_file_that_needs_more_than_its_limits_kills_its_reader_only(tmp_path: Path) -> None:
     path = tmp_path / "volume.nii"
-    path.write_bytes(nifti(np.zeros((700, 700, 700), np.int8)))
-    with pytest.raises(TooLargeError):  # of 343 million voxels, where 1 is promised
+    with path.open("wb") as file:
+        file.write(patched(42, "<3h", 700, 700, 700)[:352])
+        file.truncate(352 + 4 * 700**3)
+    with pytest.raises(TooLargeError):  # 343 million voxels, where 1 is promised
         decode(path, tmp_path / "voxels.npy", 1)
