@@ -208,7 +208,7 @@ def _share(replicas: int) -> tuple[int, float]:
 def _drain() -> None:
     """Lets replicas end what they have accepted, while the proxy still takes their answers.
 
-    Serve waits for each as long as the deployment's `graceful_shutdown_timeout_s` says; `delete` itself gives up before.
+    Each has as long as the deployment's `graceful_shutdown_timeout_s` says; a blocking `delete` gives up after 60 s.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         serve.delete(APPLICATION, _blocking=False)
