@@ -113,6 +113,9 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         code: {"description": text, "content": {"application/json": {"schema": ERROR}}}
         for code, text in REFUSALS.items()
     }
+    mask_answer: dict[int | str, dict[str, Any]] = {
+        200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}, **refusals,
+    }  # fmt: skip
     binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
     optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}}}}
 
@@ -143,7 +146,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses={200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}} | refusals,
+        responses=mask_answer,
         openapi_extra=binary,
     )
     async def segment(
@@ -198,7 +201,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get(
         "/v1/jobs/{id}/result",
         response_class=Response,
-        responses={200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}} | refusals,
+        responses=mask_answer,
     )
     async def result(request: Request, id: str) -> Response:
         """The mask of a job that is done."""

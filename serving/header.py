@@ -79,7 +79,8 @@ def _fields(head: bytes, name: str) -> _Fields:
         if len(head) >= 348 and struct.unpack_from(f"{order}i", head)[0] == 348 and head[344:348] == b"n+1\0":
             dim = struct.unpack_from(f"{order}8h", head, 40)
             datatype, bitpix = struct.unpack_from(f"{order}2h", head, 70)
-            return _Fields(dim, datatype, bitpix, *struct.unpack_from(f"{order}3f", head, 108), least_offset=352)
+            offset, slope, intercept = struct.unpack_from(f"{order}3f", head, 108)
+            return _Fields(dim, datatype, bitpix, offset, slope, intercept, least_offset=352)
         if len(head) >= 540 and struct.unpack_from(f"{order}i", head)[0] == 540 and head[4:8] == b"n+2\0":
             datatype, bitpix = struct.unpack_from(f"{order}2h", head, 12)
             dim = struct.unpack_from(f"{order}8q", head, 16)

@@ -41,7 +41,7 @@ class Metrics:
         self._model_bytes = self._gauge("dropgen_loaded_model_bytes", "Bytes that they take", own)
         self._rss = self._gauge("dropgen_replica_rss_bytes", "Resident memory of the replicas", own)
         if own is None:
-            MultiProcessCollector(self._registry)
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
 
     def text(self, queue: int, jobs: int, models: int, model_bytes: int) -> bytes:
         """The page, with this replica's gauges as they are now."""
@@ -49,7 +49,7 @@ class Metrics:
         if folder := os.environ.get(SHARED):
             for pid in {file.stem.rpartition("_")[2] for file in Path(folder).glob("*.db")}:
                 if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                    mark_process_dead(int(pid))
+                    mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
         # They lie on a disk that all replicas see: one number, which a sum over replicas would count again.
         shared = CollectorRegistry()
         Gauge("dropgen_jobs_unfinished", "Jobs accepted and not finished", registry=shared).set(jobs)

@@ -98,7 +98,10 @@ def test_a_bomb_is_refused_by_its_ratio_long_before_it_has_unfolded(tmp_path: Pa
     with pytest.raises(TooLargeError, match="200 times"):
         take(body, tmp_path / "volume.nii", Caps(voxels=10**9))
     with pytest.raises(TooLargeError, match="MiB"):
-        take(body, tmp_path / "volume.nii", CAPS)
+        take(body, tmp_path / "volume.nii", Caps(unpacked_bytes=10**7, voxels=10**9))
+    with pytest.raises(TooLargeError, match="MiB"):  # its header tells of 120 voxels, and zeros go on behind them
+        take(gzip.compress(nifti() + bytes(10**8)), tmp_path / "volume.nii", CAPS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stated_length_is_believed_only_where_it_is_too_large(tmp_path: Path) -> None:
