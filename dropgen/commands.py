@@ -67,12 +67,32 @@ VERBS: dict[str, Verb] = {
         overrides=True,
     ),
     "study": Verb(
-        "check every case of a study before any work",
+        "check every case of a study, make one of a public benchmark's archive, or a domain shift out of one",
         "dropgen.features.studies.command:command",
-        ("study check my-study.yaml", "study check my.yaml --json"),
         (
-            option("action", choices=("check",), help="check: verify every case"),
-            option("study", type=Path, help="study YAML, or an experiment YAML that names one"),
+            "study check my-study.yaml", "study check my.yaml --json",
+            "study convert amos amos22/ studies/amos", "study convert prostate SAML/ studies/prostate",
+            "study shift my-study.yaml studies/shifted",
+        ),
+        (
+            option(
+                "action",
+                choices=("check", "convert", "shift"),
+                help="check: verify every case; convert: write manifest and YAML for an archive as it is published; "
+                "shift: write a study whose held-out cases come back under intensity shifts",
+            ),
+            option(
+                "study",
+                help="check, shift: study YAML, or an experiment YAML that names one; convert: brats, amos, cow, "
+                "hvsmr, prostate or pandg",
+            ),
+            option(
+                "raw", type=Path, nargs="?",
+                help="convert: the unpacked archive, which is only read; shift: folder for the new study",
+            ),
+            option("out", type=Path, nargs="?", help="convert: folder for the study"),
+            option("--include-va-ct", action="store_true", help="convert amos: train on the 100 CT of imagesVa too"),
+            option("--shifts", default="all", help="shift: gamma, inverted, biased, noisy, coarse (default: all)"),
         ),
     ),
     "precompute": Verb(
@@ -185,7 +205,10 @@ VERBS: dict[str, Verb] = {
     "segment": Verb(
         "segment every NIfTI file of a folder, in process or through a running server",
         "dropgen.serving.batch:command",
-        ("segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000"),
+        (
+            "segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000",
+            "segment scans/ masks/ --uncertainty",
+        ),
         (
             option("input", type=Path, help="folder of .nii or .nii.gz files"),
             option("output", type=Path, help="folder for masks and outcomes.csv"),
@@ -197,6 +220,12 @@ VERBS: dict[str, Verb] = {
             option("--modality", help="modality of the scans, where the model's intensity rule needs it"),
             option("--adapt", help=f"{ADAPT}; `dropgen evaluate --adapt` prints tuned ones"),
             option("--stable-bundle", type=Path, help="Segmenter folder of a rep_only model, for sfb and alpha"),
+            option(
+                "--uncertainty",
+                action="store_true",
+                help="also say how sure the model is, per case and voxel: entropy, and for DropGen whether image and "
+                "features alone agree, which takes three passes over a volume instead of one",
+            ),
         ),
     ),
     "methods": Verb(
@@ -209,26 +238,32 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "bench": Verb(
-        "measure crop reading against other stores, precomputing, or the training step of DropGen against ERM",
+        "measure crop reading, precomputing, the training step of DropGen, or the memory and time of a prediction",
         "dropgen.platform.bench.command:command",
         (
             "bench store", "bench store --shape 128,128,128 --crops 64", "bench precompute --workers 1,2", "bench step",
             "bench step --crops 32 --network.base=8 --network.downs=3",
-            "bench step --methods all --crops 32 --network.base=8 --network.downs=3",
+            "bench step --methods all --crops 32 --network.base=8 --network.downs=3", "bench predict",
+            "bench predict --part memory --shape 256,256,150",
         ),
         (
             option(
                 "action",
-                choices=("store", "precompute", "step"),
+                choices=("store", "precompute", "step", "predict"),
                 help="store: time crop reading; precompute: time computing features with one and with several volumes "
-                "in flight; step: time a training step",
+                "in flight; step: time a training step; predict: memory of a prediction, and what features cost it",
             ),
-            option("--shape", help="voxels of a volume (default: store 240,240,155, precompute 128,128,128)"),
+            option(
+                "--shape",
+                help="voxels of a volume (default: store 240,240,155, precompute 128,128,128, predict 512,512,300 for "
+                "memory and 160,160,128 for features)",
+            ),
             option("--channels", type=int, help="store: feature channels (default 16)"),
-            option("--crops", help="voxels per edge of the crops (default 64,128; step takes one, default 64)"),
+            option("--crops", help="voxels per edge of the crops (default 64,128; step and predict take one, 64)"),
+            option("--part", choices=("memory", "features"), help="predict: one of its two parts (default: both)"),
             option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
             option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
-            option("--repeats", type=int, help="rounds, at least 5 (default 5)"),
+            option("--repeats", type=int, help="rounds, at least 5 (default 5; predict: at least 1, default 1)"),
         ),
         overrides=True,
     ),

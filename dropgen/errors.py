@@ -42,10 +42,6 @@ class VolumeError(DropGenError):
     """One image or mask file cannot be used."""
 
 
-class TooLargeError(VolumeError):
-    """The volume may be sound, but is more than is taken."""
-
-
 class WeightsError(DropGenError):
     """Extractor weights are missing or are not the ones that are needed."""
 
@@ -72,6 +68,10 @@ class DivergenceError(DropGenError):
 
 class ResourceError(DropGenError):
     """The machine or the cluster lacks disk, memory, processors or a free port."""
+
+
+class TooLargeError(ResourceError):
+    """The volume may be sound, but is more than is taken."""
 
 
 class RegistryError(DropGenError):

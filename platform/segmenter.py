@@ -10,15 +10,18 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -28,16 +31,32 @@ from dropgen.config import Component, Frozen, Network, to_json
 from dropgen.errors import CheckpointError, ConfigError, ResourceError, WeightsError, closest
 from dropgen.features import extractors
 from dropgen.features.extractors import Extractor, extract
-from dropgen.features.studies.prepare import Preparation, Prepared, prepare
+from dropgen.features.extractors.rolling import RollingFeatures, rolling_bytes, rolls
+from dropgen.features.extractors.tiles import peak_bytes
+from dropgen.features.studies.prepare import Grid, Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform import methods
-from dropgen.platform.evaluation.inference import predict_logits, side_by_side, window_input
+from dropgen.platform.evaluation.inference import (
+    Collect,
+    Features,
+    T,
+    native_mask,
+    predict_slabs,
+    prepared_mask,
+    side_by_side,
+    slab_axis,
+    whole_logits,
+    window_input,
+)
+from dropgen.platform.evaluation.live import peak_bytes as live_bytes
+from dropgen.platform.evaluation.quality import ClassRecord
 from dropgen.platform.methods import Method
-from dropgen.platform.networks import build_network
+from dropgen.platform.networks import build_network, size_rule
 
 FORMAT = 1
 SPEC_FILE = "segmenter.json"
 WEIGHTS_FILE = "weights.safetensors"
+SCRATCH = 1.0
 
 
 class SegmenterSpec(Frozen):
@@ -54,6 +73,7 @@ class SegmenterSpec(Frozen):
         extractor_fingerprint: The very weights, options and code that made the training features.
         feature_scope: "volume": features are extracted once from the whole volume; "window": in each window.
         overlap: Fraction of a window that the next one repeats.
+        training: What the training labels say of each class; bundles from before this was recorded have none.
     """
 
     name: str
@@ -68,6 +88,7 @@ class SegmenterSpec(Frozen):
     extractor_fingerprint: str | None = None
     feature_scope: Literal["volume", "window"] = "volume"
     overlap: float = 0.5
+    training: dict[str, ClassRecord] = Field(default_factory=dict)
 
     @property
     def preparation(self) -> Preparation:
@@ -115,9 +136,36 @@ class Segmenter:
         return self._extractor.channels if self._extractor is not None else 0
 
     @property
-    def class_copies(self) -> float:
-        """float32 volumes of every class that a prediction holds beside the one that it returns."""
-        return self.method.copies
+    def whole_features(self) -> bool:
+        """Whether features of the whole volume are held while its windows are predicted."""
+        return self._volume_extractor is not None and self._rolling is None
+
+    @property
+    def score_copies(self) -> float:
+        """float32 volumes of all classes that are held at once: none, because a mask is made slab by slab."""
+        return 0.0
+
+    @cached_property
+    def window_bytes(self) -> int:
+        """Memory of the host that one window takes in the network, and in an extractor that sees windows."""
+        return self._window_bytes(torch.no_grad(), lambda logits_bkxyz: logits_bkxyz)
+
+    @cached_property
+    def learning_bytes(self) -> int:
+        """Memory of the host that one window takes in the network, forward and backward."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+        def learn(logits_bkxyz: Tensor) -> object:
+            return torch.autograd.grad(logits_bkxyz.sum(), trained, allow_unused=True)
+
+        return self._window_bytes(torch.enable_grad(), learn)
+
+    def extraction_bytes(self, shape: tuple[int, int, int]) -> int:
+        """Memory that extracting the features of a whole prepared volume takes, themselves included."""
+        if self._rolling is not None:
+            axis = slab_axis(shape, self.spec.crop)
+            return rolling_bytes(self._rolling, shape, axis, self.spec.crop[axis])
+        return 0 if self._volume_extractor is None else peak_bytes(self._volume_extractor, shape)
 
     def predict(self, volume: Volume, modality: str | None = None) -> np.ndarray:
         """Segments a volume as it was read from a file.
@@ -133,7 +181,7 @@ class Segmenter:
             VolumeError: The volume cannot be prepared.
         """
         prepared = prepare(volume, self.spec.preparation, modality)
-        return prepared.grid.restore(self.predict_prepared(prepared))
+        return self.over_slabs(prepared, None, lambda slabs: native_mask(slabs, prepared.grid))
 
     def predict_prepared(self, prepared: Prepared, features: np.ndarray | None = None) -> np.ndarray:
         """Segments a prepared volume.
@@ -145,10 +193,10 @@ class Segmenter:
         Returns:
             uint8 mask on the prepared grid.
         """
-        return self.logits(prepared, features).argmax(dim=0).to(torch.uint8).numpy()
+        return self.over_slabs(prepared, features, lambda slabs: prepared_mask(slabs, prepared.unit.shape))
 
     def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
-        """Scores of every class, whose argmax is the mask.
+        """Scores of every class and voxel at once, for test-time methods; a mask needs `predict_prepared` alone.
 
         Args:
             prepared: From `prepare` or the feature store.
@@ -157,27 +205,49 @@ class Segmenter:
         Returns:
             `[K, X, Y, Z]` float32 on the prepared grid, on the CPU, without gradient.
         """
-        features = self.raw_features(prepared, features)
+        return self.over_slabs(prepared, features, lambda slabs: whole_logits(slabs, prepared.unit.shape))
+
+    def over_slabs(self, prepared: Prepared, features: Features | None, collect: Collect[T]) -> T:
+        """The one way from a prepared volume through the network; masks and logits are what is collected of it.
+
+        Args:
+            prepared: From `prepare` or the feature store.
+            features: As for `predict_prepared`, or from `features`.
+            collect: Makes something of the slabs of one pass over the volume.
+        """
+        if features is None:
+            features = self.features(prepared)
         with _evaluating(self.network):
-            return predict_logits(
+            return predict_slabs(
                 self.network,
                 self.method,
                 prepared,
                 features,
                 self._window_extractor,
+                collect,
                 crop=self.spec.crop,
                 overlap=self.spec.overlap,
                 device=self.device,
             )
+
+    def features(self, prepared: Prepared) -> Features | None:
+        """What `over_slabs` makes for itself, to be given to several of its passes.
+
+        An extractor whose halo is exact and thin follows the windows; another sees the whole volume at once.
+        """
+        if self._rolling is None:
+            return self.raw_features(prepared)
+        axis = slab_axis(prepared.unit.shape, self.spec.crop)
+        return RollingFeatures(self._rolling, prepared.unit, axis, self.spec.crop[axis], self.device)
 
     def raw_features(self, prepared: Prepared, stored: np.ndarray | None = None) -> np.ndarray | None:
         """Raw features `[C, X, Y, Z]` of the whole volume, extracted unless `stored` holds them.
 
         None where the network reads no features, or each window extracts its own.
         """
-        if self._extractor is None or self._window_extractor is not None:
+        if self._volume_extractor is None:
             return None
-        return extract(self._extractor, prepared.unit, self.device)[0] if stored is None else stored
+        return extract(self._volume_extractor, prepared.unit, self.device)[0] if stored is None else stored
 
     def window_input(self, prepared: Prepared, features: np.ndarray | None, box: tuple[slice, slice, slice]) -> Tensor:
         """The network's input `[1, in_channels, x, y, z]` for one window, the very one that `logits` would make.
@@ -190,9 +260,43 @@ class Segmenter:
         window = side_by_side(prepared.unit[box], None if features is None else features[:, *box])
         return window_input(self.method, prepared, window.to(self.device), self._window_extractor)
 
+    def around(self, network: nn.Module) -> Segmenter:
+        """The same segmenter around another network of the same inputs and classes."""
+        return Segmenter(self.spec, network, self.method, self._extractor, self.device)
+
     def clone(self) -> Segmenter:
         """The same segmenter around a copy of its network, in eval mode: what is done to that leaves this one alone."""
-        return Segmenter(self.spec, copy.deepcopy(self.network).eval(), self.method, self._extractor, self.device)
+        return self.around(copy.deepcopy(self.network).eval())
+
+    def _window_bytes(self, mode: AbstractContextManager[None], use: Callable[[Tensor], object]) -> int:
+        """Measured on a blank window of the smallest legal size: it takes a moment, and bytes grow with voxels."""
+        crop = self.spec.crop
+        if self.device != "cpu":  # there the network works in the device's memory, and inputs and logits come and go
+            return 4 * (self.feature_channels + 1 + len(self.spec.classes)) * math.prod(crop)
+        rule, extractor = size_rule(self.spec.network, self.method), self._window_extractor
+        multiple = math.lcm(rule.multiple, extractor.multiple if extractor else 1)
+        edge = -(-max(rule.smallest, extractor.min_size if extractor else 1) // multiple) * multiple
+        x, y, z = (min(edge, size) for size in crop)
+        unit = np.zeros((x, y, z), np.float32)
+        grid = Grid.of(Volume(unit, np.diag([*self.spec.spacing, 1.0])), self.spec.preparation)
+        blank = Prepared(unit, 0.0, 1.0, grid)
+        features = None if extractor else np.zeros((self.feature_channels, x, y, z), np.float32)
+
+        def work() -> None:
+            window = self.window_input(blank, features, (slice(x), slice(y), slice(z)))
+            use(self.method.predict(self.network, lambda predict: predict(window)))
+
+        with _evaluating(self.network), mode:
+            return math.ceil(SCRATCH * live_bytes(work) * math.prod(crop) / (x * y * z))
+
+    @property
+    def _rolling(self) -> Extractor | None:
+        extractor = self._volume_extractor
+        return extractor if extractor is not None and rolls(extractor, min(self.spec.crop)) else None
+
+    @property
+    def _volume_extractor(self) -> Extractor | None:
+        return self._extractor if self.spec.feature_scope == "volume" else None
 
     @property
     def _window_extractor(self) -> Extractor | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from dropgen import __version__
 from dropgen.errors import DropGenError, RegistryError, TooLargeError, VolumeError
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.tracking import registered_models
-from dropgen.serving.engine import Engine, Order
+from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
@@ -38,6 +39,7 @@ from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_f
 MODEL_HEADER = "X-Dropgen-Model"
 VERSION_HEADER = "X-Dropgen-Version"
 USE_HEADER = "X-Dropgen-Use"
+FLAGS_HEADER = "X-Dropgen-Flags"
 MASK_TYPE = "application/gzip"
 DEFAULT_SECONDS = 30.0  # that a volume is taken to need before one has been timed
 KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -163,8 +165,8 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             order = Order(request.state.who, request.state.request, modality, received.sha256)
-            mask = await queue.run(_segment, engine, folder, served, order, received, limits.answer_seconds)
-        return Response(mask, media_type=MASK_TYPE, headers=_headers(served))
+            made = await queue.run(_segment, engine, folder, served, order, received, limits.answer_seconds)
+        return Response(made.mask, media_type=MASK_TYPE, headers=_headers(served, made.findings.flags))
 
     @api.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=optional)
     async def submit(
@@ -211,7 +213,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
         served = await run_in_threadpool(models.find, record["model_version"])
         mask = await run_in_threadpool(jobs.mask, id, request.state.who)
-        return Response(mask, media_type=MASK_TYPE, headers=_headers(served))
+        return Response(mask, media_type=MASK_TYPE, headers=_headers(served, record["findings"]["flags"]))
 
     @api.delete("/v1/jobs/{id}", responses=refusals)
     async def cancel(request: Request, id: str) -> dict[str, Any]:
@@ -276,21 +278,22 @@ class _Queue:
         finally:
             self.length -= 1
 
-    async def run(self, *call: Any) -> bytes:
+    async def run(self, *call: Any) -> Made:
         """Runs a call whose last argument is the seconds that it may take; the thread itself cannot be stopped."""
         seconds = call[-1]
         task = asyncio.get_running_loop().run_in_executor(self._pool, *call)
         try:
-            return bytes(await asyncio.wait_for(task, seconds))
+            made: Made = await asyncio.wait_for(task, seconds)
+            return made
         except TimeoutError:
             raise SlowError(f"the mask was not made within {seconds:g} s; send the volume to /v1/jobs") from None
 
 
-def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> bytes:
+def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> Made:
     try:
-        mask = engine.segment(folder, served, order, received.header.voxels, wait=seconds)
-        engine.record(mask, served, order)
-        return mask
+        made = engine.segment(folder, served, order, received.header.voxels, wait=seconds)
+        engine.record(made.mask, served, order)
+        return made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -319,11 +322,12 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("who", "model_version", "attempts")}
 
 
-def _headers(served: Served) -> dict[str, str]:
+def _headers(served: Served, flags: Sequence[str]) -> dict[str, str]:
     return {
         MODEL_HEADER: f"{served.model.uri}; digest={served.model.digest}",
         VERSION_HEADER: served.registered.version,
         USE_HEADER: RESEARCH_ONLY,
+        FLAGS_HEADER: json.dumps(list(flags)),  # in ASCII, which a class name need not be
     }
 
 

@@ -29,7 +29,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from dropgen.features.cluster import connect  # isort: skip  (first: it makes settings that ray reads on import)
-import psutil
 import ray
 import torch
 from fastapi import FastAPI
@@ -37,7 +36,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from dropgen import console
+from dropgen import console, memory
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
@@ -95,7 +94,7 @@ def application(plan: Deployment, threads: int, gpus: float) -> serve.Applicatio
 
     def build() -> FastAPI:
         torch.set_num_threads(threads)
-        share = psutil.virtual_memory().available // plan.most
+        share = memory.available() // plan.most
         models = Models(
             plan.root, plan.default, plan.model_bytes or int(share * MODEL_SHARE), "cuda" if gpus else "cpu"
         )

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dropgen.console import warn
 from dropgen.errors import DropGenError, TooLargeError, VolumeError
-from dropgen.features.studies.volume import mask_to_bytes
+from dropgen.features.studies.volume import Volume, mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.platform.evaluation.memory import READING_BYTES, gib
 from dropgen.serving.decode import decode
 from dropgen.serving.header import HEADER_BYTES, check_header
 from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
+from dropgen.serving.quality import Findings, Segmented, find
 from dropgen.serving.room import require_room
 from dropgen.serving.upload import Caps, SlowError
+
+log = logging.getLogger(__name__)
 
 VOXELS = "voxels.npy"
 POLL_SECONDS = 0.5  # between looks for a job
@@ -45,6 +50,19 @@ class Order:
     job: str | None = None
 
 
+@dataclass(frozen=True)
+class Made:
+    """What became of an order.
+
+    Attributes:
+        mask: .nii.gz, on the volume's grid.
+        findings: What is told of it.
+    """
+
+    mask: bytes
+    findings: Findings
+
+
 class Engine:
     """Predicts one volume at a time: two would need twice the memory and gain no time on the same cores.
 
@@ -60,8 +78,8 @@ class Engine:
         self._max_memory = max_memory
         self._turn = threading.Lock()
 
-    def segment(self, folder: Path, served: Served, order: Order, voxels: int, wait: float = -1) -> bytes:
-        """The mask of `folder/volume.nii` as .nii.gz.
+    def segment(self, folder: Path, served: Served, order: Order, voxels: int, wait: float = -1) -> Made:
+        """The mask of `folder/volume.nii`, made slab by slab, with what is told of it.
 
         Args:
             folder: Holds the volume; its voxels are mapped from there and removed afterwards.
@@ -73,14 +91,23 @@ class Engine:
         Raises:
             SlowError: Others were still before it.
             VolumeError: The volume cannot be used.
+            TooLargeError: Reading it, or its prediction, would not fit in memory.
         """
+        if (needed := READING_BYTES * voxels) > self._max_memory:
+            raise TooLargeError(
+                f"reading the volume takes {gib(needed)} GiB of memory where {gib(self._max_memory)} GiB are free; "
+                "crop or resample it"
+            )
         if not self._turn.acquire(timeout=wait):
             raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
         try:
             volume = decode(folder / VOLUME, folder / VOXELS, voxels)
             segmenter = self._models.segmenter(served)
-            require_room(segmenter, volume, self._max_memory)
-            return mask_to_bytes(segmenter.predict(volume, order.modality), volume.affine)
+            plan = require_room(segmenter, volume, self._max_memory)
+            log.info("planned %s of %s GiB", plan, gib(self._max_memory))
+            mask = Volume(segmenter.predict(volume, order.modality), volume.affine)
+            findings = find(Segmented(volume, mask), segmenter.spec.classes, segmenter.spec.training)
+            return Made(mask_to_bytes(mask.array, mask.affine), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:
@@ -128,12 +155,13 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
                 if jobs.cancelled(folder):
                     jobs.finish(folder, "cancelled")
                     return True
-                write_bytes(mask, made)
+                jobs.note(folder, findings=asdict(made.findings))
+                write_bytes(mask, made.mask)
             if not (again and engine.audited(record["id"])):
                 engine.record(mask.read_bytes(), served, order)
             jobs.finish(folder, "done", output_sha256=hashlib.sha256(mask.read_bytes()).hexdigest())
         except DropGenError as error:
-            kind = "refused" if isinstance(error, VolumeError) else "failed"
+            kind = "refused" if isinstance(error, (VolumeError, TooLargeError)) else "failed"
             jobs.finish(folder, "failed", error=str(error), kind=kind)
         except Exception as error:  # whatever this volume brought about, the others are not to pay for it
             jobs.finish(folder, "failed", error=f"the server failed with {type(error).__name__}", kind="failed")

@@ -136,6 +136,10 @@ class Jobs:
                 return
         yield None
 
+    def note(self, folder: Path, **fields: Any) -> None:
+        """Adds to the record of a claimed job, before its mask is there."""
+        write_json(folder / RECORD, dict(read_json(folder / RECORD)) | fields)
+
     def finish(self, folder: Path, state: str, **fields: Any) -> dict[str, Any]:
         """Ends a claimed job: done, failed or cancelled; its volume is removed, and a mask that is not to be seen."""
         record = dict(read_json(folder / RECORD)) | {"state": state, "changed": time.time(), **fields}

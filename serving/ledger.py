@@ -6,16 +6,18 @@ import csv
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.manifest import read_json, write_json
+from dropgen.serving.quality import Findings, remove_beside
 
 LEDGER_FILE = ".dropgen-ledger.json"
 OUTCOMES_FILE = "outcomes.csv"
-COLUMNS = ("case", "file", "outcome", "reason", "seconds")
+COLUMNS = ("case", "file", "outcome", "reason", "seconds", "flags", "entropy", "disagreement")
+PER_CLASS = ("voxels", "ml", "fragments")
 SAVE_SECONDS = 1.0  # writing both files after every one of thousands of cases would cost more than the cases
 
 
@@ -28,7 +30,7 @@ class Outcome:
         file: Name of the input file.
         reason: One sentence, where it failed.
         seconds: Reading, predicting and writing.
-        voxels: Voxels per class of the mask, without background.
+        findings: What is told of the mask; None where there is none.
     """
 
     case: str
@@ -36,7 +38,7 @@ class Outcome:
     outcome: Literal["done", "skipped", "failed"]
     reason: str = ""
     seconds: float = 0.0
-    voxels: dict[str, int] = field(default_factory=dict)
+    findings: Findings | None = None
 
 
 class Ledger:
@@ -59,17 +61,15 @@ class Ledger:
         stored = read_json(folder / LEDGER_FILE)
         if stored is None and (foreign := next((name for name in masks if (folder / name).exists()), None)):
             raise ConfigError(f"{folder / foreign} exists but was not written by dropgen segment; name an empty folder")
-        self._entries: dict[str, dict[str, object]] = stored or {}
+        self._entries: dict[str, dict[str, Any]] = stored or {}
         self.save()
 
-    def voxels(self, mask: str, key: str) -> dict[str, int] | None:
-        """Voxels per class of a mask that was made with this very key and still exists, else None."""
+    def findings(self, mask: str, key: str) -> Findings | None:
+        """What is told of a mask that was made with this very key and still exists, else None."""
         entry = self._entries.get(mask)
-        if entry is None or entry["key"] != key or not (self._folder / mask).exists():
+        if entry is None or entry["key"] != key or "findings" not in entry or not (self._folder / mask).exists():
             return None
-        voxels = entry["voxels"]
-        assert isinstance(voxels, dict)
-        return voxels
+        return Findings(**entry["findings"])
 
     def add(self, outcome: Outcome, mask: str, key: str | None) -> None:
         """Records an outcome; the mask that a failed file left behind from earlier is removed.
@@ -80,11 +80,12 @@ class Ledger:
             key: Hash of everything the mask depends on; None where there is no mask.
         """
         self._outcomes.append(outcome)
-        if key is None:
+        if key is None or outcome.findings is None:
             self._entries.pop(mask, None)
             (self._folder / mask).unlink(missing_ok=True)
+            remove_beside(self._folder / mask)
         else:
-            self._entries[mask] = {"key": key, "voxels": outcome.voxels}
+            self._entries[mask] = {"key": key, "findings": asdict(outcome.findings)}
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -107,8 +108,14 @@ class Ledger:
         partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([*COLUMNS, *(f"voxels {name}" for name in self._classes)])
+            writer.writerow([*COLUMNS, *(f"{what} {name}" for what in PER_CLASS for name in self._classes)])
             for one in self._outcomes:
-                counts = (one.voxels.get(name, "") for name in self._classes)
-                writer.writerow([one.case, one.file, one.outcome, one.reason, one.seconds, *counts])
+                writer.writerow([one.case, one.file, one.outcome, one.reason, one.seconds, *self._told(one.findings)])
         partial.replace(table)
+
+    def _told(self, findings: Findings | None) -> list[Any]:
+        if findings is None:
+            return [""] * (len(COLUMNS) - 5 + len(PER_CLASS) * len(self._classes))
+        sure = ["" if value is None else value for value in (findings.entropy, findings.disagreement)]
+        per_class = [getattr(findings, what)[name] for what in PER_CLASS for name in self._classes]
+        return ["; ".join(findings.flags), *sure, *per_class]

@@ -32,6 +32,7 @@ HOMES = {
     "blosc2": ("features/bench/",),
     "dynamic_network_architectures": ("features/extractors/nninteractive.py",),
     "tensorstore": ("features/bench/",),
+    "xxhash": ("features/store/checksum.py",),
     "zarrs": ("features/bench/",),
 }
 

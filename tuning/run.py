@@ -30,6 +30,7 @@ from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
+from dropgen.platform.evaluation import replayed
 from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
@@ -175,6 +176,7 @@ def run(
             return [root / "mlflow"], uri
 
         model_uri = stages.do("register", digest([experiment.name, best["key"]]), put_into_registry)
+        replay = _replay(stages, bench, {result["features"] for _, result in results})
         others = _externals(stages, bench, baselines)
         evaluations |= {result["key"]: result["evaluation"] for result in others}
         plain = table_rows([*(result for _, result in results), *others], evaluations)
@@ -197,12 +199,17 @@ def run(
             "table": rows,
             "ranking": ranking_rows(rows),
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
-            "notes": [*notes, *seed_notes(rows)],
+            "replay": replay,
+            "notes": [
+                *notes,
+                *seed_notes(rows),
+                *(replay["said"][:1] if replay["exact"] is False and study.orientation_augmentation else []),
+            ],
         }
         write_json(folder / "summary.json", summary)
         stages.do(
             "report",
-            digest([rows, summary["absent"], summary["headline"], to_json(whole), code_version("platform")]),
+            digest([rows, summary["absent"], summary["headline"], replay, to_json(whole), code_version("platform")]),
             lambda: ([build_report(whole, root)], None),
         )
         write_json(folder / "summary.json", summary)
@@ -302,6 +309,25 @@ def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> 
         "external", digest([keys, bench.index.digest, code_version("platform")]), work
     )
     return results
+
+
+def _replay(stages: Stages, bench: Workbench, sources: set[str | None]) -> dict[str, Any]:
+    """What the augmentation's geometry does to stored features, where any trial of these sources trained on them."""
+    if "stored" not in sources:
+        computed = "online" in sources
+        return replayed.skipped(
+            "features are computed from each crop, so none are moved" if computed else "no method uses features"
+        )
+    assert bench.extractor is not None
+
+    def work() -> tuple[list[Path], Any]:
+        found = replayed.record_replay(bench, bench.root / bench.experiment.name / replayed.FOLDER)
+        return [Path(path) for path in (found["csv"], found["figure"]) if path], found
+
+    augmentation = to_json(bench.experiment.training.augmentation), bench.study.orientation_augmentation
+    key = digest([bench.index.digest, bench.study.crop, augmentation, code_version("features", "platform")])
+    result: dict[str, Any] = stages.do("replay", key, work)
+    return result
 
 
 def _link(link: Path, target: Path) -> Path:

@@ -21,7 +21,7 @@ from dropgen.features.bench import cache
 from dropgen.features.bench.layouts import codes_of
 from dropgen.features.bench.peers import Box, Peer, Read
 from dropgen.features.bench.timing import Spread, require_repeats, rounds, timed
-from dropgen.features.store import close_maps
+from dropgen.features.store import close_maps, forget_comparisons
 
 SMOOTH = 16  # voxels between the knots of the random field
 NOISE = 0.05  # of the field's own spread
@@ -61,8 +61,9 @@ def bench_store(
 ) -> list[dict[str, Any]]:
     """Writes the volume for every peer under `folder`, times reading, and removes what it wrote.
 
-    Warm: the file is open and the crop's bytes are in the page cache. Cold: the peer's files are not, and opening
-    is part of the time. Every crop that is timed is compared with the voxels that were written.
+    Warm: the file is open, what this store compares at first sight is compared, and the crop's bytes are in the page
+    cache. Cold: the peer's files are not, and opening is part of the time, that comparison with it. Every crop
+    that is timed is compared with the voxels that were written.
 
     Returns:
         Rows `bench, peer, dtype, crop, cache, median_ms, min_ms, max_ms, bytes, repeats, raw_ms, unavailable`;
@@ -157,6 +158,7 @@ def _time_cold(
     for box, order in zip(boxes, rounds(list(places), len(boxes), generator), strict=True):
         for peer in order:
             close_maps()  # a page that is mapped cannot be forgotten
+            forget_comparisons()  # a new process opens the files
             share = cache.drop(places[peer])
             if share > KEPT:
                 kept[peer] = max(share, kept.get(peer, 0.0))

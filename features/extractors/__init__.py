@@ -103,7 +103,11 @@ def instance_norm(features_bcxyz: Tensor) -> Tensor:
 
 
 def extract(
-    extractor: Extractor, unit: np.ndarray, device: str = "cpu", working_bytes: int = WORKING_BYTES
+    extractor: Extractor,
+    unit: np.ndarray,
+    device: str = "cpu",
+    working_bytes: int = WORKING_BYTES,
+    stats: Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Features of one whole volume, tile by tile where one pass would take too much memory.
 
@@ -114,21 +118,35 @@ def extract(
         unit: `[X, Y, Z]`, unit scale.
         device: Where the extractor was built.
         working_bytes: What a tile may take beside the result; decides where an inexact halo has its seams.
+        stats: Those of a larger volume that this one is a part of; its own when None.
 
     Returns:
         Raw features `[C, X, Y, Z]` float32 and the statistics `[S]`, or None where there are none.
     """
-    image = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[None, None]
-    sizes = legal_shape(extractor, unit.shape)
-    padding = [amount for have, want in zip(unit.shape[::-1], sizes[::-1], strict=True) for amount in (0, want - have)]
-    image = nnf.pad(image, padding, mode="replicate")
+    image = _legal(extractor, unit)
     plan = tuple(tiles(extractor, unit.shape, working_bytes))
-    stats = _fit(extractor, image, plan, device)
+    if stats is None:
+        stats = _fit(extractor, image, plan, device)
     features = np.empty((extractor.channels, *unit.shape), np.float32)
     for tile in plan:
         seen = image[(..., *tile.seen)].to(device)
         features[(slice(None), *tile.core)] = extractor(seen, stats)[(0, slice(None), *tile.inner)].cpu().numpy()
     return features, None if stats is None else stats[0].cpu().numpy()
+
+
+def fit(extractor: Extractor, unit: np.ndarray, device: str, working_bytes: int) -> Tensor | None:
+    """Statistics `[1, S]` of one whole volume; arguments as for `extract`, which takes them."""
+    return _fit(extractor, _legal(extractor, unit), tuple(tiles(extractor, unit.shape, working_bytes)), device)
+
+
+def _legal(extractor: Extractor, unit: np.ndarray) -> Tensor:
+    """A volume padded by replication up to a legal size, `[1, 1, X, Y, Z]`."""
+    image = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[None, None]
+    sizes = legal_shape(extractor, unit.shape)
+    if sizes == unit.shape:
+        return image
+    padding = [amount for have, want in zip(unit.shape[::-1], sizes[::-1], strict=True) for amount in (0, want - have)]
+    return nnf.pad(image, padding, mode="replicate")
 
 
 def _fit(extractor: Extractor, image_11xyz: Tensor, plan: Sequence[Tile], device: str) -> Tensor | None:

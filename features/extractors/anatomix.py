@@ -109,7 +109,7 @@ class Anatomix:
         device: Where the network runs.
 
     Raises:
-        ConfigError: Another tap, variant or norm.
+        ConfigError: Another tap, variant or norm, or what should be text is not.
         WeightsError: No file, another hash, or not the variant's architecture.
     """
 
@@ -127,9 +127,11 @@ class Anatomix:
         voxel_norm: str | None = None,
         device: str = "cpu",
     ) -> None:
+        require_text(self.name, "weights", weights)
+        require_text(self.name, "sha256", sha256)
         chosen = _variant(variant)
         self.tap = chosen.tap if tap is None else tap
-        if self.tap not in (chosen.penultimate, chosen.final):
+        if type(self.tap) is not int or self.tap not in (chosen.penultimate, chosen.final):  # 59.0 would be another key
             raise ConfigError(
                 f"{variant}: tap = {tap!r} must be {chosen.penultimate} (penultimate) or {chosen.final} (final)"
             )
@@ -184,6 +186,16 @@ def receptive_field(downs: int, convs: int = 2) -> int:
     for level in range(downs + 1):
         reach += (convs + (2 if level < downs else 0)) * (1 << level) + (1 << level if level else 0)
     return reach + (1 << downs)
+
+
+def require_text(name: str, option: str, value: object) -> None:
+    """Checks an option that is text or left out.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(value, str | None):
+        raise ConfigError(f"{name}: {option} = {value!r} must be text")
 
 
 def find_weights(weights: str | None, sha256: str | None, option: str, variant: Variant = ANATOMIX) -> tuple[Path, str]:

@@ -36,21 +36,24 @@ class Mind:
     Args:
         dilations: Distances of the neighbours in voxels.
         device: Where the smoothing kernel lives.
+
+    Raises:
+        ConfigError: `dilations` is no list of distances.
     """
 
     name = "mind"
-    source: ClassVar[str] = "Heinrich et al., Towards Realtime Multimodal Fusion ... Self-Similarities, MICCAI 2013"
     multiple = 1
     min_size = 1
-    source = (
+    source: ClassVar[str] = (
         "Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities, "
         "MICCAI 2013"
     )
 
     def __init__(self, dilations: Sequence[int] = (1,), device: str = "cpu") -> None:
-        values: Sequence[object] = dilations  # a YAML file may hold anything
-        if not values or not all(isinstance(value, int) and value >= 1 for value in values):
-            raise ConfigError(f"mind: dilations = {dilations!r} must be whole numbers of voxels, each at least 1")
+        if not _are_dilations(dilations):
+            raise ConfigError(
+                f"mind: dilations = {dilations!r} must be a list of different whole numbers of voxels, each at least 1"
+            )
         self.dilations = tuple(dilations)
         self.channels = len(PAIRS) * len(self.dilations)
         self._half_width = math.ceil(1.5 * SIGMA)
@@ -116,3 +119,10 @@ class Mind:
             padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = self._half_width
             x = nnf.conv3d(nnf.pad(x, padding, mode="replicate"), kernel.view(shape))
         return x.view(x_bcxyz.shape)
+
+
+def _are_dilations(values: object) -> bool:
+    """Whether a YAML file, which may hold anything, holds distances."""
+    if not isinstance(values, list | tuple) or not values:
+        return False
+    return all(type(value) is int and value >= 1 for value in values) and len(set(values)) == len(values)

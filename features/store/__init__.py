@@ -14,15 +14,16 @@ import numpy as np
 from dropgen.config import Features
 from dropgen.errors import StoreError
 from dropgen.features.store.arrays import write_array
+from dropgen.features.store.checksum import forget_comparisons
 from dropgen.features.store.features import StoredFeatures
 from dropgen.features.store.folder import Folder
-from dropgen.features.store.mapped import close_maps, map_label, map_volume
+from dropgen.features.store.mapped import close_maps, highest_label, map_label, map_volume
 from dropgen.features.store.place import KINDS, Entry, Kind, Place
 from dropgen.features.store.remote import Remote
 from dropgen.features.studies.prepare import Prepared
 from dropgen.manifest import digest
 
-__all__ = ["KINDS", "Entry", "FeatureStore", "Kind", "StoredFeatures", "close_maps"]
+__all__ = ["KINDS", "Entry", "FeatureStore", "Kind", "StoredFeatures", "close_maps", "forget_comparisons"]
 
 
 class FeatureStore:
@@ -74,7 +75,8 @@ class FeatureStore:
 
     def put_label(self, key: str, label: np.ndarray, provenance: Mapping[str, Any]) -> None:
         """Stores a label map `[X, Y, Z]` of the prepared grid as uint8; raises as `put_volume`."""
-        self._put("labels", key, label, label.shape, np.dtype(np.uint8), {}, provenance)
+        attributes = {"highest": int(label.max(initial=0))}
+        self._put("labels", key, label, label.shape, np.dtype(np.uint8), attributes, provenance)
 
     def put_features(
         self,
@@ -105,6 +107,10 @@ class FeatureStore:
     def label(self, key: str) -> np.ndarray:
         """A label map `[X, Y, Z]`, uint8, a read-only memory map; raises as `volume`."""
         return map_label(str(self.place.open(("labels", key))))
+
+    def highest_label(self, key: str) -> int:
+        """The greatest value of a label map, without reading the map; raises as `volume`."""
+        return highest_label(str(self.place.open(("labels", key))))
 
     def features(self, key: str) -> StoredFeatures:
         """The features of a volume, nothing of them read yet; raises as `volume`."""

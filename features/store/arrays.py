@@ -13,20 +13,37 @@ import os
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
 from dropgen.errors import StoreError
+from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.compact import encode
-from dropgen.features.store.entry import read_commit
+from dropgen.features.store.entry import damage, read_commit
 
 METADATA = "zarr.json"
 COMPRESSOR = ZstdCodec(level=1)  # what it saves: docs/feature-store.md
 # A mapped file holds a descriptor. A crop of 12 channels from kept maps takes a quarter of the time of new ones.
 OPEN_MAPS = min(max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 64), 8192)
+
+
+class OpenArray(NamedTuple):
+    """What an entry says of its array, nothing of its values read.
+
+    Attributes:
+        shape: `[X, Y, Z]` or `[C, X, Y, Z]`.
+        dtype: Type of the stored values.
+        attributes: As they were given to `write_array`.
+        checksums: Of every file, by its name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    attributes: dict[str, Any]
+    checksums: dict[str, Checksum]
 
 
 def write_array(
@@ -91,25 +108,49 @@ def unpack(packed: Path, folder: Path) -> None:
         target[start : start + step] = source[start : start + step]
 
 
-def open_array(folder: Path) -> tuple[tuple[int, ...], np.dtype[Any], dict[str, Any]]:
-    """Shape, type and attributes of an entry. Zarr v3 metadata is JSON, read here in a tenth of Zarr's time.
+def open_array(folder: Path) -> OpenArray:
+    """Opens an entry. Zarr v3 metadata is JSON, read here in a tenth of Zarr's time.
 
     Raises:
-        StoreError: The entry is missing or its files are not the ones committed.
+        StoreError: The entry is missing, a file has another size than was committed, or the metadata are damaged.
     """
-    read_commit(folder)
-    metadata = json.loads((folder / METADATA).read_bytes())
-    return tuple(metadata["shape"]), np.dtype(metadata["data_type"]).newbyteorder("<"), metadata["attributes"]
+    files = read_commit(folder)["files"]
+    checksums = {name: Checksum.on_record(file) for name, file in files.items()}
+    data = (folder / METADATA).read_bytes()
+    if not checksums[METADATA].fits(data):
+        raise damage(folder, METADATA)
+    metadata = json.loads(data)
+    dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+    return OpenArray(tuple(metadata["shape"]), dtype, metadata["attributes"], checksums)
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS)
-def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """One chunk file as a read-only array; `np.memmap` does the same in three times the time."""
-    descriptor = os.open(path, os.O_RDONLY)
+def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], checksum: Checksum) -> np.ndarray:
+    """One chunk file as a read-only array; `np.memmap` does the same in three times the time.
+
+    Args:
+        path: The file in an entry's folder.
+        shape: Of the chunk.
+        dtype: Type of the stored values.
+        checksum: Compared with the file's bytes when this process maps it for the first time.
+
+    Raises:
+        StoreError: A bit differs, or the file is gone; names the entry, the case and the file.
+    """
+    folder, name = os.path.split(path)
     try:
-        data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise damage(Path(folder), name, "missing") from None
+    try:
+        status = os.fstat(descriptor)
+        data: mmap.mmap | bytes = b""
+        if status.st_size:  # no map can be empty
+            data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
+    if not checksum.fits_mapped(data, status):
+        raise damage(Path(folder), name)
     return np.frombuffer(data, dtype).reshape(shape)
 
 

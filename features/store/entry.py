@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from dropgen.errors import ResourceError, StoreError
-from dropgen.manifest import digest, file_digest
+from dropgen.features.store.checksum import Checksum, describe_file
+from dropgen.manifest import digest
 
 COMMIT = "commit.json"
-FORMAT = 1  # raise it when files or record are laid out in another way
+FORMAT = 2  # raise it when files or record are laid out in another way
+READABLE = (1, FORMAT)  # format 1 has another checksum
 ABANDONED_SECONDS = 24 * 3600  # a partial entry of another host, whose processes cannot be seen from here
+CASE = re.compile(rb'"case": "([^"]+)"')
 PARTIAL = re.compile(r"\.(?P<key>[^.]+)\.(?P<host>.+)\.(?P<pid>\d+)-[0-9a-f]+\.partial")
 
 
@@ -69,26 +72,19 @@ def read_commit(folder: Path) -> dict[str, Any]:
     """The commit record of an entry, after comparing it with the sizes of the files that are there.
 
     Returns:
-        `files`: bytes and blake2b of each by name; `provenance`.
+        `files`: bytes and checksum of each by name; `provenance`.
 
     Raises:
         StoreError: There is no entry, or its record or a file is damaged; names the file and the case.
     """
-    entry = f"{folder.parent.name}/{folder.name}"
-    try:
-        data = (folder / COMMIT).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"the store holds no {entry}; run `dropgen precompute EXPERIMENT`") from None
-    record = parse_commit(data, entry, folder)
+    record = _read_record(folder)
     for name, file in record["files"].items():
         try:
             size = (folder / name).stat().st_size
         except FileNotFoundError:
             size = -1
         if size != file["bytes"]:
-            found = "missing" if size < 0 else f"{size} bytes long instead of {file['bytes']}"
-            case = record["provenance"].get("case", "?")
-            raise StoreError(f"{entry} (case {case}): file {name} is {found}; {remedy(folder)}")
+            raise damage(folder, name, "missing" if size < 0 else f"{size} bytes long instead of {file['bytes']}")
     return record
 
 
@@ -98,12 +94,15 @@ def verify_entry(folder: Path) -> None:
     Raises:
         StoreError: A bit differs; names the entry, the case and the file.
     """
-    commit = read_commit(folder)
-    for name, file in commit["files"].items():
-        if file_digest(folder / name) != file["blake2b"]:
-            case = commit["provenance"].get("case", "?")
-            entry = f"{folder.parent.name}/{folder.name}"
-            raise StoreError(f"{entry} (case {case}): file {name} is damaged; {remedy(folder)}")
+    for name, file in read_commit(folder)["files"].items():
+        if not Checksum.on_record(file).fits_file(folder / name):
+            raise damage(folder, name)
+
+
+def damage(folder: Path, name: str, how: str = "damaged") -> StoreError:
+    """What to raise about a file of an entry; names the entry, the case, the file and the remedy."""
+    case = _read_record(folder)["provenance"].get("case", "?")
+    return StoreError(f"{_name(folder)} (case {case}): file {name} is {how}; {remedy(folder)}")
 
 
 def aside(target: Path) -> Path:
@@ -144,20 +143,21 @@ def parse_commit(data: bytes, entry: str, place: object) -> dict[str, Any]:
     try:
         record = unsealed(data)
     except ValueError:
-        raise StoreError(f"{entry}: its commit record is damaged; {remedy(place)}") from None
-    if (found := record.get("format", FORMAT)) != FORMAT:
+        case = CASE.search(data)
+        told = f", which tells of case {case[1].decode(errors='replace')}," if case else ""
+        raise StoreError(f"{entry}: its commit record{told} is damaged; {remedy(place)}") from None
+    if (found := record.get("format", FORMAT)) not in READABLE:
         raise StoreError(
             f"{entry} was written by dropgen {record['provenance'].get('version', '?')} in format {found} and this "
-            f"version reads format {FORMAT}; install that version, or choose another store with features.store"
+            f"version reads formats {READABLE[0]} to {FORMAT}; install that version, or choose another store with "
+            "features.store"
         )
     return record
 
 
 def describe(folder: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a commit record says: the format, bytes and blake2b of every file of the folder, and the provenance."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "blake2b": file_digest(path)} for path in sorted(folder.iterdir())
-    }
+    """What a commit record says: the format, bytes and checksum of every file of the folder, and the provenance."""
+    files = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
     plain = json.loads(json.dumps(dict(provenance), default=str))
     return {"format": FORMAT, "files": files, "provenance": plain}
 
@@ -182,6 +182,19 @@ def unsealed(data: bytes) -> dict[str, Any]:
 def remedy(place: object) -> str:
     """What to do about a damaged entry."""
     return f"remove {place} and run `dropgen precompute EXPERIMENT` again"
+
+
+def _name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The commit record of an entry, whatever the state of its files; raises as `read_commit`."""
+    try:
+        data = (folder / COMMIT).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"the store holds no {_name(folder)}; run `dropgen precompute EXPERIMENT`") from None
+    return parse_commit(data, _name(folder), folder)
 
 
 def _write_commit(folder: Path, provenance: Mapping[str, Any]) -> None:

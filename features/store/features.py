@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dropgen.features.store.arrays import map_chunk, open_array
+from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.compact import decode
 
 
@@ -33,18 +34,20 @@ class StoredFeatures:
     dtype: np.dtype[Any]
     stats: np.ndarray | None
     affine: np.ndarray | None
-    _folder: str
+    _chunks: tuple[tuple[str, Checksum], ...]
 
     @classmethod
     @functools.lru_cache(maxsize=4096)
     def open(cls, folder: str) -> StoredFeatures:
         """Reads an entry's record and metadata, nothing of its values; raises as `open_array`."""
-        (channels, x, y, z), dtype, attributes = open_array(Path(folder))
+        (channels, x, y, z), dtype, attributes, checksums = open_array(Path(folder))
+        names = [f"c.{channel}.0.0.0" for channel in range(channels)]
+        chunks = tuple((f"{folder}/{name}", checksums[name]) for name in names)
         stats = None if attributes["stats"] is None else np.asarray(attributes["stats"], np.float32)
         affine = None
         if dtype == np.int8:
             affine = np.asarray((attributes["scale"], attributes["offset"]), np.float32)
-        return cls(channels, (x, y, z), dtype, stats, affine, folder)
+        return cls(channels, (x, y, z), dtype, stats, affine, chunks)
 
     def read(self, channels: Sequence[int], box: tuple[slice, slice, slice]) -> np.ndarray:
         """Copies a crop of some channels, touching no byte of the others.
@@ -55,13 +58,15 @@ class StoredFeatures:
 
         Returns:
             `[len(channels), x, y, z]` of the stored type; `decode` makes raw features of it.
+
+        Raises:
+            StoreError: As `map_chunk`.
         """
         size = [len(range(*edge.indices(length))) for edge, length in zip(box, self.shape, strict=True)]
         crop = np.empty((len(channels), *size), self.dtype)
         for row, channel in enumerate(channels):
-            crop[row] = map_chunk(f"{self._folder}/c.{range(self.channels)[channel]}.0.0.0", self.shape, self.dtype)[
-                box
-            ]
+            path, checksum = self._chunks[channel]
+            crop[row] = map_chunk(path, self.shape, self.dtype, checksum)[box]
         return crop
 
     def decode(self, stored_cxyz: Tensor, channels: Sequence[int]) -> Tensor:

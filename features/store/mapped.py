@@ -7,27 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
-from dropgen.features.store.arrays import OPEN_MAPS, map_chunk, open_array
+from dropgen.features.store.arrays import OPEN_MAPS, OpenArray, map_chunk, open_array
 from dropgen.features.store.features import StoredFeatures
 from dropgen.features.studies.prepare import Grid, Prepared
+
+WHOLE = "c.0.0.0"  # the one chunk of a volume or a label
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS // 4)
 def map_volume(folder: str) -> Prepared:
-    """The prepared volume of an entry's folder; raises as `open_array`."""
-    shape, dtype, attributes = open_array(Path(folder))
-    unit = map_chunk(f"{folder}/c.0.0.0", shape, dtype)
-    return Prepared(unit, attributes["shift"], attributes["scale"], Grid.from_json(attributes["grid"]))
+    """The prepared volume of an entry's folder; raises as `open_array` and `map_chunk`."""
+    array = open_array(Path(folder))
+    attributes = array.attributes
+    return Prepared(_map(folder, array), attributes["shift"], attributes["scale"], Grid.from_json(attributes["grid"]))
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS // 4)
 def map_label(folder: str) -> np.ndarray:
-    """The label map `[X, Y, Z]` of an entry's folder; raises as `open_array`."""
-    shape, dtype, _ = open_array(Path(folder))
-    return map_chunk(f"{folder}/c.0.0.0", shape, dtype)
+    """The label map `[X, Y, Z]` of an entry's folder; raises as `open_array` and `map_chunk`."""
+    return _map(folder, open_array(Path(folder)))
+
+
+def highest_label(folder: str) -> int:
+    """The greatest value of an entry's label map; entries written before they said so are read for it."""
+    said = open_array(Path(folder)).attributes.get("highest")
+    return int(map_label(folder).max() if said is None else said)
 
 
 def close_maps() -> None:
     """Lets go of every kept map, so that the system can forget the files' pages; a later read maps them again."""
     for kept in (map_volume, map_label, StoredFeatures.open, map_chunk):
         kept.cache_clear()
+
+
+def _map(folder: str, array: OpenArray) -> np.ndarray:
+    return map_chunk(f"{folder}/{WHOLE}", array.shape, array.dtype, array.checksums[WHOLE])

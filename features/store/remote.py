@@ -24,10 +24,10 @@ from dropgen.errors import StoreError
 from dropgen.features.store.arrays import unpack
 from dropgen.features.store.bucket import Bucket
 from dropgen.features.store.cache import make_room, touch
+from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.entry import ABANDONED_SECONDS, describe, parse_commit, remedy, sealed, staging, unsealed
 from dropgen.features.store.folder import Folder
 from dropgen.features.store.place import KINDS, Entry, Hidden, Kind
-from dropgen.manifest import file_digest
 
 RECORD, CLAIM = ".json", ".claim"
 STREAMS = 8
@@ -170,7 +170,7 @@ class Remote:
 
         def download(name: str) -> None:
             there = self._bucket.download(f"{record['folder']}/{name}", folder / name)
-            if not there or file_digest(folder / name) != record["files"][name]["blake2b"]:
+            if not there or not Checksum.on_record(record["files"][name]).fits_file(folder / name):
                 case, wrong = record["provenance"].get("case", "?"), "damaged" if there else "missing"
                 raise StoreError(f"{'/'.join(entry)} (case {case}): file {name} is {wrong}; {repair}")
 

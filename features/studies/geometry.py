@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import affine_transform
 
 from dropgen.features.studies.volume import Volume
@@ -17,10 +17,10 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(apply_orientation(array, io_orientation(affine)))
 
 
-def from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The inverse of `to_ras`: back to the axis order of `affine`."""
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
-    return np.ascontiguousarray(apply_orientation(array, back))
+def ras_view(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """`to_ras` without a copy: what is written to the view stands in the array."""
+    view: np.ndarray = apply_orientation(array, io_orientation(affine))
+    return view
 
 
 def ras_grid(shape: tuple[int, ...], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
@@ -65,6 +65,11 @@ def resample(array: np.ndarray, shape: tuple[int, ...], step: np.ndarray, order:
         return array
     offset = (np.array(array.shape) - 1) / 2 - step * (np.array(shape) - 1) / 2
     return np.asarray(affine_transform(array, step, offset, shape, order=order, mode="nearest", prefilter=False))
+
+
+def nearest_index(old: int, new: int, step: float) -> np.ndarray:
+    """Which voxel of one axis `resample` takes with order 0 for each voxel of the new one, `[new]`."""
+    return resample(np.arange(old, dtype=np.int32), (new,), np.array([step]), order=0)
 
 
 def resampled_affine(

@@ -61,7 +61,12 @@ def scale_intensity(array: np.ndarray, rule: str) -> Scaling:
 
 
 def require_rule(rule: str) -> None:
-    """Raises ConfigError for an unknown rule."""
+    """Raises ConfigError for an unknown rule, and for one that would scale every crop by itself."""
+    if "crop" in rule:
+        raise ConfigError(
+            f"intensity rule '{rule}' is refused: features are stored once per volume, in the unit scale of it, and "
+            "a crop scaled by its own extremes would not belong to them; choose minmax, which is of the whole volume"
+        )
     if rule not in RULES:
         raise ConfigError(f"intensity rule '{rule}' is unknown{closest(rule, RULES)}")
 

@@ -127,12 +127,9 @@ class Grid:
         """
         if mask.shape != self.shape:
             raise VolumeError(f"mask has shape {list(mask.shape)}, its prepared grid has {list(self.shape)}")
-        inner = tuple(
-            slice(before, before + size) for size, (before, _) in zip(self.resampled_shape, self.padding, strict=True)
-        )
-        shape, _, step = self._oriented()
-        oriented = geometry.resample(mask[inner].astype(np.uint8), shape, 1 / step, order=0)
-        return geometry.from_ras(oriented, np.array(self.native_affine))
+        native = Native(self)
+        native.put(0, 0, mask)
+        return native.array
 
     def to_json(self) -> dict[str, Any]:
         """The grid as plain JSON values; `from_json` restores it exactly."""
@@ -147,6 +144,42 @@ class Grid:
         """Shape and affine of the RAS-oriented native grid, and its voxels per target voxel."""
         shape, affine = geometry.ras_grid(self.native_shape, np.array(self.native_affine))
         return shape, affine, geometry.step_between(affine, self.spacing)
+
+
+class Native:
+    """A uint8 array on the native grid, filled from slabs of the prepared one as they come, nearest neighbour.
+
+    The nearest neighbour of a voxel is found axis by axis, so that a slab knows the planes that it decides and nothing
+    else of the prepared grid has to be held.
+
+    Args:
+        grid: Of the volume.
+
+    Attributes:
+        array: [X, Y, Z] of shape `native_shape`, in file order; 0 where no slab has come yet.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        shape, _, step = grid._oriented()
+        self.array = np.zeros(grid.native_shape, np.uint8)
+        self._ras = geometry.ras_view(self.array, np.array(grid.native_affine))
+        self._sources = [
+            geometry.nearest_index(old, new, 1 / width) + before
+            for old, new, width, (before, _) in zip(grid.resampled_shape, shape, step, grid.padding, strict=True)
+        ]
+
+    def put(self, axis: int, start: int, slab_xyz: np.ndarray) -> None:
+        """Fills in what a slab decides.
+
+        Args:
+            axis: Along which the prepared grid is cut, RAS.
+            start: The slab's first plane along it.
+            slab_xyz: Labels, all of the prepared grid along the other axes.
+        """
+        sources, target = list(self._sources), [slice(None)] * 3
+        first, last = np.searchsorted(sources[axis], (start, start + slab_xyz.shape[axis]))
+        sources[axis], target[axis] = sources[axis][first:last] - start, slice(first, last)
+        self._ras[tuple(target)] = slab_xyz[np.ix_(*sources)]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dropgen.errors import ConfigError, StudyError, closest
 from dropgen.features.studies.intensity import require_rule
 from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
 from dropgen.features.studies.sources import Row, read_rows
+from dropgen.features.studies.splits import shuffled
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -94,6 +95,9 @@ class StudyFile(Frozen):
     crop: tuple[Voxels, Voxels, Voxels]
     intensity: str | dict[str, str] = "minmax"
     orientation_augmentation: bool = True
+    few_shot: int | None = Field(
+        None, ge=1, description="train on so many people only, the same whatever the run's seed"
+    )
 
     @field_validator("classes")
     @classmethod
@@ -122,7 +126,8 @@ def load_study(path: Path, root: Path) -> Study:
 
     Raises:
         ConfigError: A YAML file is missing or holds a wrong key or value.
-        StudyError: The source is missing or lacks a column, or cases are broken: all are listed.
+        StudyError: The source is missing or lacks a column, cases are broken (all are listed), or `few_shot` asks for
+            more people than there are.
     """
     study = read_study(path, root)
     if problems := structure_problems(study):
@@ -136,7 +141,7 @@ def read_study(path: Path, root: Path) -> Study:
     if "study" in values and "source" not in values:
         return read_study(load_experiment(path, root).study, root)
     file = validate(StudyFile, values, str(path))
-    rows = read_rows(resolve(file.source, path.parent, root))
+    cases = tuple(_case(row) for row in read_rows(resolve(file.source, path.parent, root)))
     return Study(
         name=file.name,
         classes=file.classes,
@@ -144,8 +149,26 @@ def read_study(path: Path, root: Path) -> Study:
         crop=file.crop,
         intensity=file.intensity,
         orientation_augmentation=file.orientation_augmentation,
-        cases=tuple(_case(row) for row in rows),
+        cases=cases if file.few_shot is None else few_shot(cases, file.few_shot),
     )
+
+
+def few_shot(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
+    """Keeps all training cases of the first `count` people of the split's shuffle, and every case of other splits.
+
+    People are shuffled in the order of their case ids, as the released code orders its files, and not of their own
+    names: `pat10_cropped` precedes `pat1_cropped`.
+
+    Raises:
+        StudyError: There are fewer people to train on.
+    """
+    first: dict[str, str] = {}
+    for case in sorted((case for case in cases if case.split == "train"), key=lambda case: case.id):
+        first.setdefault(case.subject, case.id)
+    if count > len(first):
+        raise StudyError(f"few_shot = {count}: the study has {_count(len(first), 'subject')} to train on; lower it")
+    kept = set(shuffled(first)[:count])
+    return tuple(case for case in cases if case.split != "train" or case.subject in kept)
 
 
 def _case(row: Row) -> Case:

@@ -52,6 +52,20 @@ def read_volume(path: Path) -> Volume:
         return _image(stream, str(path))
 
 
+def read_channels(path: Path) -> tuple[Volume, ...]:
+    """Reads a 4-D image as one volume per channel, which is its last axis.
+
+    Raises:
+        VolumeError: As `read_volume`, where the file is not 4-D.
+    """
+    with _open(path) as stream:
+        array_xyzc, affine = _decode(stream, str(path), axes=4)
+    channels = tuple(Volume(array_xyzc[..., i].astype(np.float32), affine) for i in range(array_xyzc.shape[3]))
+    for channel in channels:
+        _require_finite(channel.array, str(path))
+    return channels
+
+
 def read_grid(path: Path) -> Volume:
     """Shape and affine of a file from its header alone: the array is zeros that take no memory.
 
@@ -102,15 +116,29 @@ def mask_to_bytes(mask: np.ndarray, affine: np.ndarray) -> bytes:
     return _encode(mask.astype(np.uint8), affine, compress=True)
 
 
-def write_volume(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_volume(path: Path, array: np.ndarray, affine: np.ndarray, note: str = "") -> None:
     """Writes an array [X, Y, Z] as NIfTI in its own dtype, gzipped when the name ends in .gz.
 
     The same array always gives the same bytes.
+
+    Args:
+        path: The file; a reader sees the whole of it or none.
+        array: Voxels.
+        affine: [4, 4], voxel index to world mm.
+        note: At most 79 ASCII characters for the header, which `read_note` reads.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(_encode(array, affine, compress=path.suffix == ".gz"))
+    partial.write_bytes(_encode(array, affine, compress=path.suffix == ".gz", note=note))
     partial.replace(path)
+
+
+def read_note(path: Path) -> str | None:
+    """The note in the header of a file that `write_volume` wrote; None where there is no such file."""
+    try:
+        return bytes(nib.Nifti1Image.from_filename(path).header["descrip"].item()).decode()
+    except (*DECODE_ERRORS, KeyError):
+        return None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -128,7 +156,7 @@ def _image(stream: BinaryIO, name: str) -> Volume:
     return Volume(array, affine)
 
 
-def _decode(stream: BinaryIO, name: str, header_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _decode(stream: BinaryIO, name: str, header_only: bool = False, axes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     magic = stream.read(2)
     stream.seek(0)
     plain: Any = gzip.GzipFile(fileobj=stream) if magic == GZIP_MAGIC else stream
@@ -137,7 +165,7 @@ def _decode(stream: BinaryIO, name: str, header_only: bool = False) -> tuple[np.
         if kind is None:
             raise VolumeError(f"{name} is not a NIfTI file; convert it to .nii or .nii.gz")
         image = kind.from_stream(plain)
-        _require_shape(image.shape, image.get_data_dtype(), name)
+        _require_shape(image.shape, image.get_data_dtype(), name, axes)
         affine = np.asarray(image.affine, np.float64)
         _require_invertible(affine, name)
         if header_only:
@@ -157,12 +185,13 @@ def _nifti_kind(stream: Any) -> type[nib.Nifti1Image] | None:
     return next((kind for kind in kinds if kind.header_class.may_contain_header(header)), None)
 
 
-def _require_shape(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+def _require_shape(shape: tuple[int, ...], dtype: np.dtype, name: str, axes: int) -> None:
     if dtype.kind not in "iuf":
         raise VolumeError(f"{name} holds {dtype} voxels, not one number each; export one gray channel")
-    if len(shape) != 3:
-        raise VolumeError(f"{name} is {len(shape)}-D with shape {list(shape)}; export one 3-D volume per file")
-    for axis, size in zip("xyz", shape, strict=True):
+    if len(shape) != axes:
+        remedy = "export one 3-D volume per file" if axes == 3 else "its channels must be a fourth axis"
+        raise VolumeError(f"{name} is {len(shape)}-D with shape {list(shape)}; {remedy}")
+    for axis, size in zip("xyzc", shape, strict=False):
         if not 1 <= size <= MAX_AXIS:
             raise VolumeError(f"{name}: axis {axis} has {size} voxels, not 1 to {MAX_AXIS}; the header is damaged")
     if (voxels := math.prod(shape)) > MAX_VOXELS:
@@ -200,8 +229,9 @@ def _first(where: np.ndarray) -> tuple[int, int, int]:
     return int(x), int(y), int(z)
 
 
-def _encode(array: np.ndarray, affine: np.ndarray, compress: bool) -> bytes:
+def _encode(array: np.ndarray, affine: np.ndarray, compress: bool, note: str = "") -> bytes:
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = note
     data = bytes(image.to_bytes())
     return gzip.compress(data, compresslevel=3, mtime=0) if compress else data

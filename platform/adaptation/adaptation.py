@@ -62,7 +62,7 @@ class Adaptation(ABC):
         acts_on: What it changes: "layers", "weights" or "logits".
         adapts: The models that it is published for, which a comparison of all methods therefore trains.
         needs_stable: Whether it needs a RepOnly model beside the one that is adapted.
-        copies: float32 volumes of every class that it holds beside those of a plain prediction.
+        copies: float32 volumes of every class that it holds beside the scores that it returns.
         search_space: For each hyperparameter the values that are tried on the validation cases; among equally good
             ones the first in this order is taken.
         source: Where it is published.
@@ -76,6 +76,11 @@ class Adaptation(ABC):
     copies: ClassVar[float] = 0.0
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]]
     source: ClassVar[str]
+
+    @property
+    def learns_from(self) -> int:
+        """Windows that one of its gradient steps takes at once; 0 where it takes none."""
+        return 0
 
     @classmethod
     @abstractmethod

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from torch import Tensor
 
 from dropgen.errors import ConfigError
+from dropgen.features.extractors.rolling import RollingFeatures
+from dropgen.features.extractors.tiles import peak_bytes
 from dropgen.features.studies.prepare import Prepared
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
+from dropgen.platform.evaluation.inference import WINDOWS_AT_ONCE, Collect, Features, Slab, T
 from dropgen.platform.methods.rep_only import RepOnly
 from dropgen.platform.segmenter import Segmenter
 
@@ -38,17 +43,43 @@ class AdaptedSegmenter(Segmenter):
     @property
     def feature_channels(self) -> int:
         """Channels of the features that either network reads."""
-        return max(model.feature_channels for model in (self._model, self._stable) if model is not None)
+        return max(model.feature_channels for model in self._models)
 
     @property
-    def class_copies(self) -> float:
-        """Those of the test-time method."""
-        return self.adaptation.copies
+    def whole_features(self) -> bool:
+        """Whether the adapted model reads features, whose crops are drawn anywhere."""
+        return self._model._volume_extractor is not None
+
+    @property
+    def score_copies(self) -> float:
+        """Those of the test-time method, and the scores that it returns."""
+        return 1 + self.adaptation.copies
+
+    @cached_property
+    def window_bytes(self) -> int:
+        """Of the larger model; as many windows as are learned from at once may take more, forward and backward."""
+        learning = -(-self.adaptation.learns_from * self._model.learning_bytes // WINDOWS_AT_ONCE)
+        return max(learning, *(model.window_bytes for model in self._models))
+
+    def extraction_bytes(self, shape: tuple[int, int, int]) -> int:
+        """Of the model whose features take more."""
+        extractor = self._model._volume_extractor
+        of_model = 0 if extractor is None else peak_bytes(extractor, shape)
+        return of_model if self._stable is None else max(of_model, self._stable.extraction_bytes(shape))
+
+    @property
+    def _models(self) -> tuple[Segmenter, ...]:
+        return (self._model,) if self._stable is None else (self._model, self._stable)
 
     def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
         """What the adaptation made of the volume: logits or probabilities, whose argmax is the mask."""
         target = Target(self._model, self._stable, prepared, features)
         return self.adaptation.scores(target, np.random.default_rng(SEED))
+
+    def over_slabs(self, prepared: Prepared, features: Features | None, collect: Collect[T]) -> T:
+        """One slab, the whole volume: a test-time method learns from or fuses the scores of all voxels."""
+        assert not isinstance(features, RollingFeatures)  # crops are drawn anywhere
+        return collect([Slab(0, 0, self.logits(prepared, features))])
 
 
 def require_models(adaptation: Adaptation, model: Segmenter, stable: Segmenter | None) -> None:

@@ -65,6 +65,11 @@ class Sfb(Adaptation):
         if self.temperature is not None:
             require_number(self.name, "temperature", self.temperature, "(0, inf)")
 
+    @property
+    def learns_from(self) -> int:
+        """One crop a step."""
+        return 1
+
     @classmethod
     def suits(cls, method: Method) -> bool:
         """ERM, the unstable side."""

@@ -75,6 +75,11 @@ class Tent(Adaptation):
         require_count(self.name, "crops", self.crops, at_least=1)
         require_choice(self.name, "bn_stats", self.bn_stats, ("batch", "source"))
 
+    @property
+    def learns_from(self) -> int:
+        """All crops of a step."""
+        return self.crops
+
     @classmethod
     def suits(cls, method: Method) -> bool:
         """ERM, and DropGen that drops nothing."""

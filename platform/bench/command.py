@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.progress import TaskID
+
 from dropgen.config import to_json
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, ResourceError
@@ -17,18 +19,20 @@ from dropgen.features.bench.peers import all_peers
 from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
+from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
 STEP_CROP = 64
+PARTS = ("memory", "features")
 TAKEN_BY = {
-    "shape": ("store", "precompute"), "channels": ("store",), "crops": ("store", "step"), "workers": ("precompute",),
-    "methods": ("step",),
+    "shape": ("store", "precompute", "predict"), "channels": ("store",), "crops": ("store", "step", "predict"),
+    "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
 }  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`dropgen bench store`, `dropgen bench precompute` and `dropgen bench step`.
+    """`dropgen bench store`, `dropgen bench precompute`, `dropgen bench step` and `dropgen bench predict`.
 
     Raises:
         ConfigError: An option is wrong or belongs to another benchmark.
@@ -37,7 +41,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     _require_fitting(arguments)
     benches: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "store": _store, "precompute": _precompute, "step": _step,
+        "store": _store, "precompute": _precompute, "step": _step, "predict": _predict,
     }  # fmt: skip
     document = benches[arguments.action](arguments)
     say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
@@ -122,6 +126,52 @@ def _step_time(row: Mapping[str, Any]) -> str:
         return f"unavailable: {row['unavailable']}"
     waits = f"waits {100 * row['data_wait']:.1f}% for data"
     return f"{row['median_s']:8.3f} s a step, {row['ratio_to_erm']:.3f} x ERM, {waits}"
+
+
+def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    crop, *more = _edges("--crops", arguments.crops) or (MemoryBench.crop,)
+    if more:
+        raise ConfigError(f"--crops = {arguments.crops}: bench predict has windows of one size")
+    parts = PARTS if arguments.part is None else (arguments.part,)
+    shape = _edges("--shape", arguments.shape)
+    if shape is not None and len(parts) > 1:
+        raise ConfigError("--shape is of one part's volume; name that with --part memory or --part features")
+    given = _stated({"shape": shape, "crop": crop, "repeats": arguments.repeats})
+    found = machine()
+    rows: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    with _scratch(arguments.root) as folder, progress("runs") as bars:
+        for part in parts:
+            spec: MemoryBench | FeaturesBench = MemoryBench(**given) if part == "memory" else FeaturesBench(**given)
+            task = bars.add_task(f"bench predict {part}", total=spec.repeats * spec.contenders, note="")
+
+            def ran(task: TaskID = task) -> None:
+                bars.update(task, advance=1)
+
+            place = folder / part
+            place.mkdir()
+            rows += (
+                bench_memory(spec, place, ran) if isinstance(spec, MemoryBench) else bench_features(spec, place, ran)
+            )
+            settings[part] = {**asdict(spec), "network": to_json(spec.network)}
+    for row in rows:
+        say(f"{row['part']:8} {row['peer']:16} {_predicted(row)}")
+    return write_record(arguments.root, "predict", settings, rows, found)
+
+
+def _predicted(row: Mapping[str, Any]) -> str:
+    if row["unavailable"]:
+        return f"unavailable: {row['unavailable']}"
+    text = f"{row['median_s']:7.1f} s, {row['beside_mib']} MiB beside the model"
+    if row["planned_mib"] is not None:
+        text += f" (planned {row['planned_mib']})"
+    if row["part"] == "memory":
+        agreement = "" if row["least_dice"] is None else f", least Dice with whole logits {row['least_dice']:.5f}"
+        return text + agreement
+    return (
+        f"{text}, {row['ratio_to_windows']:.3f} x extracting in every window (floor {row['floor_flops']:.3f} by FLOPs, "
+        f"{row['floor_seconds']:.3f} by the calls' seconds), Dice between the two {row['mean_dice']:.4f}"
+    )
 
 
 def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:

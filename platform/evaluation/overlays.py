@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dropgen.features.studies.geometry import ras_grid, spacing_of, to_ras
+from dropgen.features.studies.geometry import ras_grid, ras_view, spacing_of
 from dropgen.features.studies.volume import Volume
 
 COLOURS = ("#e4572e", "#2a9d8f", "#f2b134", "#5b8fd6", "#b35fc4", "#8ac926", "#ff8fa3", "#7f5539")
@@ -53,21 +53,19 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
     axes = figure.subplots(len(pictures), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.14})
     for row, picture in zip(axes, pictures, strict=True):
         image, masks, aspect = _slices(picture)
-        low, high = np.percentile(image, WINDOW)
+        low, high = contrast(image)
         for axis, column in zip(row, columns, strict=True):
-            axis.imshow(
-                image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest"
-            )
+            axis.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
             mask = masks.get(column)
             if mask is not None:
-                _draw_mask(axis, mask, aspect)
+                draw_mask(axis, mask, aspect)
             axis.set_xlabel(picture.notes.get(column, ""), fontsize=8.5, color=MUTED, labelpad=3)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(color=RULE, linewidth=0.8)
         row[0].set_ylabel(picture.title, fontsize=9.5, color=INK, labelpad=8)
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column, fontsize=10, color=INK, pad=6)
-    patches = [Patch(color=_colour(label), label=name) for label, name in enumerate(classes) if label > 0]
+    patches = [Patch(color=colour(label), label=name) for label, name in enumerate(classes) if label > 0]
     figure.legend(
         handles=patches, loc="lower center", ncols=min(len(patches), 6), frameon=False, fontsize=8.5, labelcolor=INK
     )
@@ -76,27 +74,67 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class View:
+    """A volume as slices that a person looks at, as radiologists do: patient's right on the left.
+
+    Attributes:
+        affine: Of the volume's file.
+        spacing: mm, RAS axes.
+        through: The RAS axis that slices are counted along: the one with the thickest, axial where all are alike.
+    """
+
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    through: int
+
+    @classmethod
+    def on(cls, image: Volume) -> View:
+        """The view of an image and of every mask on its grid."""
+        x, y, z = spacing_of(ras_grid(image.array.shape, image.affine)[1])
+        through = 2 if np.ptp((x, y, z)) < 0.1 * max(x, y, z) else int(np.argmax((x, y, z)))
+        return cls(image.affine, (float(x), float(y), float(z)), through)
+
+    @property
+    def others(self) -> tuple[int, int]:
+        """The axes in a slice: to the right and up."""
+        right, up = (axis for axis in range(3) if axis != self.through)
+        return right, up
+
+    @property
+    def name(self) -> str:
+        """What slices along this axis are called."""
+        return ("sagittal", "coronal", "axial")[self.through]
+
+    @property
+    def aspect(self) -> float:
+        """Height of a voxel by its width."""
+        right, up = self.others
+        return self.spacing[up] / self.spacing[right]
+
+    def turned(self, array_xyz: np.ndarray) -> np.ndarray:
+        """An array in RAS order, which `cut` takes."""
+        return ras_view(array_xyz, self.affine)
+
+    def cut(self, turned_xyz: np.ndarray, index: int) -> np.ndarray:
+        """One slice, rows from the top."""
+        plane: np.ndarray = np.take(turned_xyz, index, axis=self.through).T[::-1]
+        return plane[:, ::-1] if self.others[0] == 0 else plane
+
+
 def _slices(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """The chosen slice of image and masks, seen as radiologists do (patient's right on the left), and its aspect."""
-    affine = picture.image.affine
-    spacing = spacing_of(ras_grid(picture.image.array.shape, affine)[1])
-    image = to_ras(picture.image.array, affine)
-    masks = {name: to_ras(mask, affine) for name, mask in picture.masks.items() if mask is not None}
-    through = 2 if np.ptp(spacing) < 0.1 * max(spacing) else int(np.argmax(spacing))
+    """The chosen slice of image and masks, and its aspect."""
+    view = View.on(picture.image)
+    image = view.turned(picture.image.array)
+    masks = {name: view.turned(mask) for name, mask in picture.masks.items() if mask is not None}
     guides = [mask for mask in masks.values() if mask.any()] or [np.ones_like(image, dtype=np.uint8)]
-    others = tuple(axis for axis in range(3) if axis != through)
-    index = int(np.argmax(np.count_nonzero(guides[0], axis=others)))
-    right, up = others
-
-    def view(array: np.ndarray) -> np.ndarray:
-        plane: np.ndarray = np.take(array, index, axis=through).T[::-1]
-        return plane[:, ::-1] if right == 0 else plane
-
-    planes = {name: view(mask) for name, mask in masks.items()}
-    labelled = np.any(np.stack([np.zeros(view(image).shape, bool), *[plane > 0 for plane in planes.values()]]), axis=0)
-    box = _square(labelled, (float(spacing[up]), float(spacing[right])))
-    aspect = float(spacing[up] / spacing[right])
-    return view(image)[box], {name: plane[box] for name, plane in planes.items()}, aspect
+    index = int(np.argmax(np.count_nonzero(guides[0], axis=view.others)))
+    whole = view.cut(image, index)
+    cuts = {name: view.cut(mask, index) for name, mask in masks.items()}
+    labelled = np.any(np.stack([np.zeros(whole.shape, bool), *[cut > 0 for cut in cuts.values()]]), axis=0)
+    right, up = view.others
+    box = _square(labelled, (view.spacing[up], view.spacing[right]))
+    return whole[box], {name: cut[box] for name, cut in cuts.items()}, view.aspect
 
 
 def _square(labelled: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
@@ -115,15 +153,23 @@ def _square(labelled: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, 
     return box[0], box[1]
 
 
-def _draw_mask(axis: Axes, mask: np.ndarray, aspect: float) -> None:
+def contrast(plane: np.ndarray) -> tuple[float, float]:
+    """What slices show as black and as white."""
+    low, high = np.percentile(plane, WINDOW)
+    return float(low), max(float(high), float(low) + 1e-6)
+
+
+def draw_mask(axis: Axes, mask: np.ndarray, aspect: float, opacity: float = 0.35) -> None:
+    """Tints the classes of a slice and draws their contours."""
     tint = np.zeros((*mask.shape, 4))
     for label in np.unique(mask[mask > 0]):
-        tint[mask == label] = (*to_rgb(_colour(int(label))), 0.35)
+        tint[mask == label] = (*to_rgb(colour(int(label))), opacity)
     axis.imshow(tint, aspect=aspect, interpolation="nearest")
     for label in np.unique(mask[mask > 0]):
         if min(mask.shape) > 1:
-            axis.contour(mask == label, levels=[0.5], colors=[_colour(int(label))], linewidths=1.3)
+            axis.contour(mask == label, levels=[0.5], colors=[colour(int(label))], linewidths=1.3)
 
 
-def _colour(label: int) -> str:
+def colour(label: int) -> str:
+    """The colour of a class in every picture."""
     return COLOURS[(label - 1) % len(COLOURS)]

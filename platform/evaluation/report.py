@@ -6,6 +6,7 @@ Everything is inside the file (charts as SVG, pictures as PNG), so it can be mai
 from __future__ import annotations
 
 import argparse
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ def write_report(
         study: Where images and ground truth are.
         rows: One per trial, and one for every test-time method on a trial.
         headline: The finding in one sentence.
-        context: Beyond the table: what is `absent` from it, `notes`, `computed_seconds` per stage, `commit`, `command`,
-            `versions`, and addresses.
+        context: Beyond the table: what is `absent` from it, `notes`, `replay`, `computed_seconds` per stage, `commit`,
+            `command`, `versions`, and addresses.
     """
     groups = group_rows(rows)
     trained = [group for group in groups if group.rows[0]["adaptation"] is None]
@@ -96,6 +97,7 @@ def write_report(
         "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
         "absent": [(absent_name(row), row["reason"]) for row in context.get("absent", ())],
         "notes": context.get("notes", ()),
+        **_replay(context.get("replay")),
         "trained": _training_note(
             [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
         ),
@@ -260,6 +262,22 @@ def _case_row(case: ScoredCase, classes: Sequence[str]) -> dict[str, Any]:
         "domain": case.domain if case.split == "test" else f"{case.domain} ({case.split})",
         "dice": [points(case.dice[name]) for name in classes],
         "mean": points(case.mean),
+    }
+
+
+def _replay(replay: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The figure, the sentences and the table's name of the comparison of replayed features; or why there is none."""
+    if replay is None or replay["skipped"] or not Path(replay["figure"]).is_file():
+        return {"replay": None, "replay_skipped": replay and replay["skipped"]}
+    figure = base64.b64encode(Path(replay["figure"]).read_bytes()).decode()
+    return {
+        "replay": {
+            "figure": f"data:image/svg+xml;base64,{figure}",
+            "said": " ".join(replay["said"]),
+            "volumes": replay["volumes"],
+            "table": "/".join(Path(replay["csv"]).parts[-2:]),
+        },
+        "replay_skipped": None,
     }
 
 

@@ -216,6 +216,7 @@ def _result(site: Site, bench: Workbench, trial: Trial, method: NnUNet) -> dict[
         "options": trial.method.options,
         "p": None,
         "seed": trial.seed,
+        "after_training": None,
         "key": key(bench, trial),
         "steps": method.steps,
         "best_step": max((end for end, epoch in zip(ends, epochs, strict=True) if epoch.best), default=0),

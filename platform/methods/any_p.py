@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ class DropGenAnyP(Joint):
 
     In training every sample draws p ~ U(0, p_max) and, given it, the mask m[c] ~ Bernoulli(1 - p) over the channels
     of u = [x; r]; the network sees u m / (1 - p) and, through `Conditioned`, p. At inference u enters whole and p is
-    a dial: it says for which mixture of image and features the layers are set. `Segmenter.with_options(p=0.25)` turns
-    it on a trained bundle.
+    a dial: it says for which mixture of image and features the layers are set. An experiment that gives no p leaves it
+    to the validation cases, once the network is trained; `Segmenter.with_options(p=0.25)` turns the dial on a bundle.
 
     Attributes:
         p: What the network is told at inference, in [0, p_max]; training does not depend on it.
@@ -38,7 +39,6 @@ class DropGenAnyP(Joint):
 
     name: ClassVar[str] = "dropgen_any_p"
     needs_unet: ClassVar[bool] = True
-    after_training: ClassVar[tuple[str, ...]] = ("p",)
     source: ClassVar[str] = "this project, after the DropGen paper; FiLM: Perez et al., AAAI 2018"
 
     def __post_init__(self) -> None:
@@ -48,6 +48,11 @@ class DropGenAnyP(Joint):
         p: object = self.p
         if not isinstance(p, int | float) or isinstance(p, bool) or not 0 <= p <= p_max:
             raise ConfigError(f"dropgen_any_p: p = {p!r} must be a number from 0 to p_max = {p_max}")
+
+    @property
+    def after_training(self) -> Mapping[str, tuple[Any, ...]]:
+        """Four p from 0 to p_max: those of DropGen's own search where p_max is its default."""
+        return {"p": tuple(self.p_max * part / 3 for part in range(4))}
 
     def draw(self, generator: np.random.Generator, feature_channels: int) -> tuple[np.ndarray, float]:
         """The mask of one sample, and the p that it was drawn with."""

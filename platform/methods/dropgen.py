@@ -56,9 +56,9 @@ class DropGen(Joint):
         any layer, so that every batch norm multiplies the gradient by 1 / sqrt(1e-5) = 316: with three downsamplings
         it reached 1e16, and training ended in NaN.
         """
-        u = self.inputs(batch.image_bcxyz, batch.features_bcxyz)
         if self.p == 0:
-            return criterion(network(u), batch.label_bcxyz)
-        u = u * (batch.kept_bc[:, :, None, None, None] / (1 - self.p))
-        loss = criterion(predict(network, u, batch.kept_bc), batch.label_bcxyz)
+            return super().loss(network, batch, criterion)
+        assert batch.features_bcxyz is not None
+        logits = predict(network, batch.image_bcxyz, batch.features_bcxyz, batch.kept_bc / (1 - self.p))
+        loss = criterion(logits, batch.label_bcxyz)
         return loss if batch.kept_bc.any() else 0 * loss

@@ -15,7 +15,7 @@ from dropgen.features.unet import UNet
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.bezier import random_curve
 from dropgen.platform.methods.checks import require_choice, require_number, require_unet
-from dropgen.platform.methods.method import Criterion, MakePredictor, Method, OverWindows
+from dropgen.platform.methods.method import Criterion, MakePredictor, Method, OverWindows, T
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Dsbn(Method):
     name: ClassVar[str] = "dsbn"
     acts_on: ClassVar[str] = "layers"
     needs_unet: ClassVar[bool] = True
-    copies: ClassVar[float] = 1.0  # the other branch's logits
+    passes: ClassVar[int] = 2  # one per branch
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}
     source: ClassVar[str] = (
         "Zhou et al., Generalizable Cross-modality Medical Image Segmentation via Style Augmentation and Dual "
@@ -75,14 +75,14 @@ class Dsbn(Method):
         """
         return DualNormUNet(require_unet(self.name, predictor(self.in_channels(feature_channels))), self.select)
 
-    def predict(self, network: nn.Module, over_windows: OverWindows) -> Tensor:
-        """The logits of the branch that is closest to the volume, by `DualNorm.distance` averaged over its windows."""
+    def predict(self, network: nn.Module, over_windows: OverWindows[T]) -> T:
+        """What the branch predicts that is closest to the volume, by `DualNorm.distance` averaged over its windows."""
         assert isinstance(network, DualNormUNet)
         if self.select != "stats":
             return over_windows(network)
         zero, one = Branch(network, 0), Branch(network, 1)
-        zero_kxyz, one_kxyz = over_windows(zero), over_windows(one)
-        return zero_kxyz if zero.distance <= one.distance else one_kxyz
+        of_zero, of_one = over_windows(zero), over_windows(one)
+        return of_zero if zero.distance <= one.distance else of_one
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the restyled image's prediction."""

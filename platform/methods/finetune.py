@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dropgen.errors import ConfigError
-from dropgen.features.extractors.anatomix import CHANNELS, architecture, find_weights, load_weights
+from dropgen.features.extractors.anatomix import CHANNELS, architecture, find_weights, load_weights, require_text
 from dropgen.platform.methods.method import MakePredictor, Method
 from dropgen.platform.sizes import SizeRule
 
@@ -85,9 +84,8 @@ class FinetuneExtractor(FinetuneScratch):
     source: ClassVar[str] = "the DropGen paper's ablation; anatomix's own recipe (Dey et al., ICLR 2025)"
 
     def __post_init__(self) -> None:
-        for option, value in (("weights", self.weights), ("sha256", self.sha256)):
-            if not isinstance(value, str | None):
-                raise ConfigError(f"{self.name}: {option} = {value!r} must be text")
+        require_text(self.name, "weights", self.weights)
+        require_text(self.name, "sha256", self.sha256)
 
     def pretrained(self) -> str:
         """The sha256 of anatomix.pth."""

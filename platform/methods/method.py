@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from dropgen.platform.sizes import SizeRule
 Criterion = Callable[[Tensor, Tensor], Tensor]
 # Input channels to an untrained predictor.
 MakePredictor = Callable[[int], nn.Module]
-# What maps a batch of windows `[B, in_channels, x, y, z]` to logits, to the logits `[K, X, Y, Z]` of the volume.
-OverWindows = Callable[[Callable[[Tensor], Tensor]], Tensor]
+T = TypeVar("T")
+# What maps a batch of windows `[B, in_channels, x, y, z]` to logits, to what is made of the blended logits of a volume.
+OverWindows = Callable[[Callable[[Tensor], Tensor]], T]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Method:
         needs_online: Whether stored features would belong to another image than the one its `augment` makes.
         best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
-        copies: float32 volumes of every class that a prediction holds beside the one that it returns.
-        after_training: Hyperparameters that training does not depend on: a trained network may be given other values.
+        passes: Passes over a volume's windows whose results a prediction holds at once.
         search_space: For each hyperparameter the values that a search tries.
         source: Where the method is published.
     """
@@ -53,8 +53,7 @@ class Method:
     needs_online: ClassVar[bool] = False
     best_seed: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
-    copies: ClassVar[float] = 0.0
-    after_training: ClassVar[tuple[str, ...]] = ()
+    passes: ClassVar[int] = 1
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     source: ClassVar[str]
 
@@ -67,6 +66,11 @@ class Method:
     def of(cls, options: Mapping[str, Any]) -> Self:
         """Builds the method from some of its `options`."""
         return cls(**options)
+
+    @property
+    def after_training(self) -> Mapping[str, tuple[Any, ...]]:
+        """Hyperparameters that training does not depend on, each with the values to try on the trained network."""
+        return {}
 
     def in_channels(self, feature_channels: int) -> int:
         """Width of the network's input."""
@@ -126,8 +130,11 @@ class Method:
         """The network's input at inference: nothing random, nothing dropped."""
         return image_b1xyz
 
-    def predict(self, network: nn.Module, over_windows: OverWindows) -> Tensor:
-        """Logits of one whole volume, `[K, X, Y, Z]`; here those of the network, averaged where windows overlap.
+    def predict(self, network: nn.Module, over_windows: OverWindows[T]) -> T:
+        """What is predicted of one whole volume: one pass over its windows, or the chosen one of several.
+
+        A method chooses among results without looking into them: they are masks where a mask is wanted and logits
+        where those are, and only the former are never held for all classes at once.
 
         Args:
             network: In eval mode.

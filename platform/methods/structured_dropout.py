@@ -55,5 +55,5 @@ class StructuredDropout(Joint):
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u'."""
         factor_bc = batch.kept_bc / (1 - self.p / 2 if self.rescale else 1)
-        u = self.inputs(batch.image_bcxyz, batch.features_bcxyz) * factor_bc[:, :, None, None, None]
-        return criterion(predict(network, u, batch.kept_bc), batch.label_bcxyz)
+        assert batch.features_bcxyz is not None
+        return criterion(predict(network, batch.image_bcxyz, batch.features_bcxyz, factor_bc), batch.label_bcxyz)

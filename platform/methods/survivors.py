@@ -1,4 +1,4 @@
-"""The first convolution of the flat UNet without the channels that a whole batch dropped."""
+"""The network's input without the channels that a whole batch dropped: they are neither gathered nor convolved."""
 
 from __future__ import annotations
 
@@ -11,46 +11,53 @@ from torch import Tensor, nn
 from dropgen.features.unet import UNet
 
 
-def predict(network: nn.Module, u_bcxyz: Tensor, kept_bc: Tensor) -> Tensor:
-    """Logits from an input whose dropped channels are zero; a flat UNet never reads those that no sample keeps.
+def predict(network: nn.Module, image_b1xyz: Tensor, features_bcxyz: Tensor, factor_bc: Tensor) -> Tensor:
+    """Logits from u[b, c] factor[b, c], u = [x; r]; a flat UNet never reads channels whose factor is 0 for all samples.
+
+    Such a channel is zero, adds nothing to the convolution and leaves no gradient in its slice of the weight, so the
+    result is that of the whole convolution up to the order of its sums. It is the one layer whose cost grows with
+    the extractor's channels.
 
     Args:
         network: The predictor, as a method's `network` built it or as several workers wrap it.
-        u_bcxyz: Input after dropout.
-        kept_bc: bool `[B, C]`, the channels that are left.
+        image_b1xyz: Channel 0 of the network's input.
+        features_bcxyz: The channels behind it.
+        factor_bc: `[B, 1 + C]`, 0 where a sample dropped the channel.
     """
+    kept_c = (factor_bc != 0).any(dim=0).nonzero().flatten()
     unwrapped = getattr(network, "module", network)
-    logits: Tensor = network(u_bcxyz, call=over_survivors(kept_bc)) if isinstance(unwrapped, UNet) else network(u_bcxyz)
+    if isinstance(unwrapped, UNet) and 0 < len(kept_c) < factor_bc.shape[1]:
+        u = torch.cat((image_b1xyz[:, : int(kept_c[0] == 0)], features_bcxyz[:, kept_c[kept_c > 0] - 1]), dim=1)
+        logits: Tensor = network(u * _spread(factor_bc[:, kept_c]), call=_over(kept_c))
+    else:
+        u = torch.cat((image_b1xyz, features_bcxyz), dim=1)
+        logits = network(u * _spread(factor_bc))
     return logits
 
 
-def over_survivors(kept_bc: Tensor) -> Callable[[int, nn.Module, Tensor], Tensor]:
-    """What `UNet.forward` takes as `call`: module 0 reads only channels that some sample of the batch keeps.
+def _spread(factor_bc: Tensor) -> Tensor:
+    return factor_bc[:, :, None, None, None]
 
-    A dropped channel is zero, adds nothing to the convolution and leaves no gradient in its slice of the weight, so
-    the result is that of the whole convolution up to the order of its sums. It is the one layer whose cost grows with
-    the extractor's channels. One convolution for the batch, not one per sample: PyTorch computes a float32
-    convolution of a single sample with few channels without oneDNN, 4 times slower (3 channels of 64^3, 2.13).
 
-    Args:
-        kept_bc: bool `[B, C]`, for the C input channels.
+def _over(kept_c: Tensor) -> Callable[[int, nn.Module, Tensor], Tensor]:
+    """What `UNet.forward` takes as `call` where its input is these channels alone: module 0 convolves them.
+
+    One convolution for the batch, not one per sample: PyTorch computes a float32 convolution of a single sample with
+    few channels without oneDNN, 4 times slower (3 channels of 64^3, 2.13).
     """
-    kept_c = kept_bc.any(dim=0).nonzero().flatten()
 
     def call(index: int, module: nn.Module, x_bcxyz: Tensor) -> Tensor:
-        if index == 0 and 0 < len(kept_c) < kept_bc.shape[1]:
-            assert isinstance(module, nn.Conv3d)
-            return _convolve(module, x_bcxyz, kept_c)
-        result: Tensor = module(x_bcxyz)
+        result: Tensor = _convolve(module, x_bcxyz, kept_c) if index == 0 else module(x_bcxyz)
         return result
 
     return call
 
 
-def _convolve(module: nn.Conv3d, x_bcxyz: Tensor, kept_c: Tensor) -> Tensor:
+def _convolve(module: nn.Module, x_bcxyz: Tensor, kept_c: Tensor) -> Tensor:
+    assert isinstance(module, nn.Conv3d)
+    assert not isinstance(module.padding, str)
     weight = module.weight.index_select(1, kept_c)
     if module.weight.is_contiguous(memory_format=torch.channels_last_3d):  # the layers behind want this layout
         weight = weight.contiguous(memory_format=torch.channels_last_3d)
-    assert not isinstance(module.padding, str)
     padding = [amount for amount in reversed(module.padding) for _ in range(2)]
-    return nnf.conv3d(nnf.pad(x_bcxyz.index_select(1, kept_c), padding, mode=module.padding_mode), weight)
+    return nnf.conv3d(nnf.pad(x_bcxyz, padding, mode=module.padding_mode), weight)

@@ -58,6 +58,15 @@ def require_layers(network: Network, method: Method) -> None:
         )
 
 
+def size_rule(network: Network, method: Method) -> SizeRule:
+    """The crops that what a method trains takes: the predictor's, or those of the method's own network.
+
+    Raises:
+        ConfigError: An option is not one that the predictor can be built with.
+    """
+    return PREDICTORS[network.name].sizes(network) if method.sizes is None else method.sizes
+
+
 def require_crop_fits(network: Network, crop: tuple[int, int, int]) -> None:
     """Checks a crop in voxels against the predictor's size rule.
 

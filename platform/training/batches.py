@@ -57,7 +57,7 @@ class Batches:
     def at(self, step: int) -> Batch:
         """The batch of one step, on the device."""
         samples = [self.plan.sample(step, slot) for slot in self.slots]
-        read = [self._read(sample) for sample in samples]
+        read = [self.read(sample) for sample in samples]
         units, labels = self.method.augment(
             torch.stack([unit for unit, _, _ in read]),
             torch.stack([label for _, label, _ in read]),
@@ -84,8 +84,13 @@ class Batches:
         scale = torch.tensor([volume.scale for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
         return (units_bcxyz - shift) / scale
 
-    def _read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One sample's unit crop `[1, ...]` and label `[1, ...]`, and on the device raw features `[C, ...]`."""
+    def read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One sample before its method and the instance norm.
+
+        Returns:
+            Unit crop `[1, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where they
+            are stored.
+        """
         keys = self.keys[sample.case]
         assert keys.label is not None
         unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))

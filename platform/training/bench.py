@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from dropgen.config import Component, Experiment, Network, Trial, to_json
-from dropgen.errors import CheckpointError, ConfigError
+from dropgen.errors import CheckpointError, ConfigError, StudyError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
@@ -23,7 +23,7 @@ from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import require_crop_fits, require_layers
 from dropgen.platform.training.choice import Choice, Source
 
-# Everything between a file and a chosen checkpoint: what predicts in validation takes part in the choice.
+# Everything between a file and a chosen bundle: what predicts in validation takes part in the choice.
 CODE = (
     "features",
     "platform/training",
@@ -32,14 +32,20 @@ CODE = (
     "platform/segmenter.py",
     "platform/evaluation/inference.py",
     "platform/evaluation/metrics.py",
+    "platform/evaluation/quality.py",
 )
 ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
 
 def trials_of(experiment: Experiment) -> tuple[Trial, ...]:
-    """Every method with every combination of its listed option values, with every seed."""
+    """Every method with every combination of its listed option values, with every seed; each once.
+
+    Raises:
+        ConfigError: A list holds no value.
+    """
     methods = [variant for method in experiment.methods for variant in _grid(method)]
-    return tuple(Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds)
+    trials = [Trial(method=method, seed=seed) for method in methods for seed in experiment.seeds]
+    return tuple({trial.label: trial for trial in trials}.values())
 
 
 def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
@@ -104,6 +110,9 @@ def choice_record(experiment: Experiment, root: Path, study: Study, extractor: E
 def _grid(method: Component) -> list[Component]:
     names = list(method.options)
     values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
+    for name, listed in zip(names, values, strict=True):
+        if not listed:
+            raise ConfigError(f"method {method.name}: {name} = {listed} lists no value; name at least one")
     return [Component.of(method.name, **dict(zip(names, choice, strict=True))) for choice in itertools.product(*values)]
 
 
@@ -153,6 +162,27 @@ class Workbench:
         index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
         return cls(experiment, root, study, store, extractor, index, choice)
+
+    def require_known_labels(self) -> None:
+        """Refuses labels with a value that is no class of the study.
+
+        A stored label knows no classes: a study with fewer of them finds those of another one over the same files.
+
+        Raises:
+            StudyError: Names every such case of the training and validation cases, the value and the classes.
+        """
+        study, problems = self.study, []
+        last = len(study.classes) - 1
+        for case in (*study.split("train"), *validation_cases(study, self.experiment.selection.rule)):
+            key = self.index.keys[case.id].label
+            if key is not None and (highest := self.store.highest_label(key)) > last:
+                problems.append(f"case {case.id}: label value {highest} of {case.label} is unknown")
+        if problems:
+            raise StudyError(
+                f"study {study.name} has the classes 0..{last} ({', '.join(study.classes)}), and some labels more; "
+                "add the classes to the study or correct the labels:",
+                problems,
+            )
 
     def source(self, method: Method) -> Source | None:
         """Where a method's features come from; None where it has none."""

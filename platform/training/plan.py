@@ -108,14 +108,25 @@ class SamplePlan:
         scales = 1 + generator.uniform(-0.2, 0.2, 3)
         if generator.random() >= self.probability:
             return None
-        matrix = np.eye(3)
-        for axis, angle in enumerate(angles):
-            i, j = [other for other in range(3) if other != axis]
-            turn = np.eye(3)
-            turn[i, i] = turn[j, j] = np.cos(angle)
-            turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-            matrix = matrix @ turn
-        shear = np.eye(3)
-        shear[np.triu_indices(3, 1)], shear[np.tril_indices(3, -1)] = shears[:3], shears[3:]
-        product: np.ndarray = matrix @ shear @ np.diag(scales)
-        return product
+        return affine_map(angles, shears, scales)
+
+
+def affine_map(angles: np.ndarray, shears: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The 3x3 map from output to input directions of a crop: turns about the three axes, then shears, then scales.
+
+    Args:
+        angles: `[3]`, in radians, about the first, second and third axis.
+        shears: `[6]`, those above the diagonal first.
+        scales: `[3]`, voxels of the input per voxel of the output, along each axis.
+    """
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [other for other in range(3) if other != axis]
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    shear = np.eye(3)
+    shear[np.triu_indices(3, 1)], shear[np.tril_indices(3, -1)] = shears[:3], shears[3:]
+    product: np.ndarray = matrix @ shear @ np.diag(scales)
+    return product

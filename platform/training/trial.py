@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.methods.dropgen import DropGen
@@ -23,11 +25,13 @@ from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter, SegmenterSpec
 from dropgen.platform.training.batches import Batches
 from dropgen.platform.training.bench import Workbench
+from dropgen.platform.training.dial import Dialled, dial
 from dropgen.platform.training.loop import History, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.workers import Workers
 
 DIVERGED = "diverged.json"
+MOST_LABELS = 100  # looked at for the record of class volumes; a label of 9 million voxels takes about 0.1 s
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -45,6 +49,8 @@ def run_trial(
 
     Raises:
         DivergenceError: A loss is not finite.
+        StudyError: A label holds a value that is no class, before the first step.
+        StoreError: An entry is damaged; names the case.
     """
     folder = bench.folder(trial)
     if (done := finished(folder)) is not None:
@@ -89,7 +95,14 @@ def run_trial(
         if workers.rank == 0:
             write_json(folder / DIVERGED, {"label": trial.label, "step": error.step, "why": str(error)})
         raise
-    result = _result(bench, trial, method, history, time.perf_counter() - began)
+    dialled = dial(
+        trial.method,
+        lambda: Segmenter.load(folder / "bundle", device),
+        lambda candidate: _validate(bench, candidate, candidate.method, workers),
+    )
+    if dialled is not None and workers.rank == 0:
+        dialled.segmenter.save(folder / "bundle")
+    result = _result(bench, trial, method, history, dialled, time.perf_counter() - began)
     if workers.rank == 0:
         write_json(folder / "result.json", result)
     return result
@@ -130,13 +143,27 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         extractor_fingerprint=extractor.fingerprint if extractor else None,
         feature_scope="window" if bench.source(method) == "online" else "volume",
         overlap=experiment.evaluation.overlap,
+        training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes),
     )
+
+
+def _training_labels(bench: Workbench) -> Iterator[np.ndarray]:
+    """Labels of the training cases on their prepared grids, of so many that reading them takes a moment."""
+    keys = [bench.index.keys[case.id].label for case in bench.study.split("train")]
+    for key in keys[:: -(-len(keys) // MOST_LABELS)]:
+        if key is not None:
+            yield bench.store.label(key)
 
 
 def make_batches(
     bench: Workbench, trial: Trial, method: Method, channels: int, workers: Workers, device: str
 ) -> Batches:
-    """This rank's share of a trial's batches; `channels` is the number of feature channels."""
+    """This rank's share of a trial's batches; `channels` is the number of feature channels.
+
+    Raises:
+        StudyError: As `Workbench.require_known_labels`.
+    """
+    bench.require_known_labels()
     training = bench.experiment.training
     cases = bench.study.split("train")
     plan = SamplePlan(
@@ -174,16 +201,21 @@ def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -
     return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
 
 
-def _result(bench: Workbench, trial: Trial, method: Method, history: History, seconds: float) -> dict[str, Any]:
+def _result(
+    bench: Workbench, trial: Trial, method: Method, history: History, dialled: Dialled | None, seconds: float
+) -> dict[str, Any]:
     folder = bench.folder(trial)
     steps = bench.experiment.training.steps
     best_step, val_dice = history.best
+    if dialled is not None:
+        val_dice = dialled.val_dice
     return {
         "label": trial.label,
         "method": method.name,
         "options": trial.method.options,
         "p": method.p if isinstance(method, DropGen) else None,
         "seed": trial.seed,
+        "after_training": dialled and {"options": dialled.options, "tried": [[*entry] for entry in dialled.tried]},
         "features": bench.source(method),
         "key": bench.key(trial),
         "steps": steps,

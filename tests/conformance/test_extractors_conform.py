@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,59 +9,14 @@ from torch import Tensor, nn
 
 from dropgen.config import Component
 from dropgen.features.extractors import EXTRACTORS, Extractor, build, extract, instance_norm, options
-from dropgen.features.extractors.anatomix import DEV, VARIANTS, architecture
 from dropgen.features.extractors.tiles import EXTRACTION_BYTES, tiles
 from dropgen.features.symmetry import SYMMETRIES
-from tests_support.formulas import set_formula_weights
-from tests_support.nninteractive import require_package, write_model
-
-SMALL_DEV = replace(DEV, base=2)
-OTHER_OPTIONS = (
-    Component.of("mind", dilations=(1, 2)),
-    Component.of("anatomix", variant=DEV.name),
-    Component.of("nninteractive", normalisation="none"),
-    Component.of("random", channels=3, seed=1),
-)
-COMPONENTS = (*(Component.of(name) for name in EXTRACTORS), *OTHER_OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    for network, name in ((architecture(), "anatomix.pth"), (SMALL_DEV.network(), DEV.file_name)):
-        set_formula_weights(network)
-        torch.save(network.state_dict(), folder / name)
-    return folder
-
-
-@pytest.fixture(params=COMPONENTS, ids=lambda component: component.label)
-def component(request: pytest.FixtureRequest, weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Component:
-    """One that `build` finds the weights of."""
-    monkeypatch.setenv("DROPGEN_WEIGHTS", str(weights_folder))
-    monkeypatch.setitem(VARIANTS, DEV.name, SMALL_DEV)
-    if request.param.name == "nninteractive":
-        require_package()
-        write_model(weights_folder)
-    return request.param
-
-
-@pytest.fixture
-def extractor(component: Component) -> Extractor:
-    return build(component)
+from tests_support.extractors import state_of
 
 
 def image_for(extractor: Extractor, samples: int = 1) -> Tensor:
     size = max(extractor.min_size, 8)
     return torch.rand(samples, 1, size, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def state_of(extractor: Extractor) -> dict[str, Tensor]:
-    """Copies of every tensor that it holds, in networks or beside them."""
-    held = vars(extractor)
-    networks = {name: value.state_dict() for name, value in held.items() if isinstance(value, nn.Module)}
-    inside = {f"{name}.{key}": tensor for name, state in networks.items() for key, tensor in state.items()}
-    beside = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    return {name: tensor.clone() for name, tensor in (inside | beside).items()}
 
 
 def test_features_are_raw_float32_without_gradient(extractor: Extractor) -> None:
@@ -186,3 +138,9 @@ def test_the_described_defaults_are_the_defaults(component: Component) -> None:
     plain = Component.of(component.name)
     spelled = Component.of(component.name, **options(component.name))
     assert build(spelled).fingerprint == build(plain).fingerprint
+
+
+def test_it_says_what_it_is_and_where_it_comes_from(extractor: Extractor) -> None:
+    assert EXTRACTORS[extractor.name] is type(extractor)
+    assert type(extractor).__doc__
+    assert extractor.source

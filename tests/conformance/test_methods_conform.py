@@ -16,9 +16,10 @@ from dropgen.config import Component, Network
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.methods import METHODS, Method, build
 from dropgen.platform.methods.batch import Batch
-from dropgen.platform.networks import build_network
+from dropgen.platform.networks import build_network, build_predictor
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.losses import dice_ce
+from tests_support.hooks import hooks_of
 from tests_support.segmenters import make_segmenter
 
 CHANNELS, CLASSES = 4, 3
@@ -74,11 +75,26 @@ def loss_and_gradients(method: Method, batch: Batch) -> tuple[Tensor, list[Tenso
     return loss.detach(), [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
-def whole_input(method: Method) -> Tensor:
+def whole_input(method: Method, samples: int = 1) -> Tensor:
     size = size_for(method)
     generator = torch.Generator().manual_seed(2)
-    features = torch.randn(1, CHANNELS, *size, generator=generator) if method.needs_features else None
-    return method.inputs(torch.rand(1, 1, *size, generator=generator), features)
+    features = torch.randn(samples, CHANNELS, *size, generator=generator) if method.needs_features else None
+    return method.inputs(torch.rand(samples, 1, *size, generator=generator), features)
+
+
+def evaluated(network: nn.Module, x_bcxyz: Tensor) -> Tensor:
+    """Logits in eval mode, of batch norms whose statistics are not those of an untrained network."""
+    for position, norm in enumerate(module for module in network.modules() if isinstance(module, nn.BatchNorm3d)):
+        generator = torch.Generator().manual_seed(position)
+        norm.get_buffer("running_mean").normal_(generator=generator)
+        norm.get_buffer("running_var").uniform_(0.5, 2, generator=generator)
+    with torch.no_grad():
+        logits: Tensor = network.eval()(x_bcxyz)
+    return logits
+
+
+def weights_in(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -112,6 +128,38 @@ def test_inference_takes_the_width_that_was_promised_and_draws_nothing(method: M
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_inference_moves_no_weight_and_no_statistic(method: Method) -> None:
+    network, x_bcxyz = network_for(method).eval(), whole_input(method)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network(x_bcxyz)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_what_adds_no_weights_to_the_predictor_is_the_plain_predictor_in_eval_mode(method: Method) -> None:
+    width = method.in_channels(CHANNELS)
+    network = network_for(method)
+    torch.manual_seed(0)
+    plain = build_predictor(Network(base=2, downs=1), width, CLASSES)
+    if weights_in(network) != weights_in(plain):
+        pytest.skip("it has weights of its own, which act at inference too; its own tests say how")
+    x_bcxyz = whole_input(method, samples=3)
+    assert torch.equal(evaluated(network, x_bcxyz), evaluated(plain, x_bcxyz))
+
+
+def test_how_strongly_training_was_changed_is_not_seen_in_eval_mode(method: Method) -> None:
+    strengths = {
+        name: values
+        for name, values in method.search_space.items()
+        if name not in method.after_training and all(isinstance(value, float) for value in values)
+    }
+    for name, values in strengths.items():
+        variants = [build(Component.of(method.name, **{name: value})) for value in values]
+        seen = [whole_input(variant, samples=3) for variant in variants]
+        made = [evaluated(network_for(variant), x_bcxyz) for variant, x_bcxyz in zip(variants, seen, strict=True)]
+        assert all(torch.equal(one, seen[0]) for one in seen)
+        assert all(torch.equal(one, made[0]) for one in made)
+
+
 def test_a_checkpoint_gives_the_same_network(method: Method) -> None:
     network, other = network_for(method, seed=0), network_for(method, seed=1)
     loss_of(method, network, batch_for(method)).backward()
@@ -130,11 +178,12 @@ def test_a_bundle_predicts_what_was_saved_at_an_odd_size(method: Method, tmp_pat
     np.testing.assert_array_equal(Segmenter.load(tmp_path / "bundle").predict(volume), mask)
 
 
-def test_training_leaves_no_hook_behind(method: Method) -> None:
+def test_training_and_inference_leave_no_hook_behind(method: Method) -> None:
     network = network_for(method)
     loss_of(method, network, batch_for(method)).backward()
-    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
-    assert all(not module._backward_hooks for module in network.modules())
+    assert hooks_of(network) == []
+    network.eval()(whole_input(method))
+    assert hooks_of(network) == []
 
 
 def test_a_step_is_the_same_under_distributed_data_parallel(method: Method, process_group: None) -> None:

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from dropgen.__main__ import main
 from dropgen.commands import VERBS
 from dropgen.config import to_json
+from tests_support.archives import pandg
 from tests_support.tiny import fill_store, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -83,6 +84,13 @@ def test_a_study_check_prints_its_document_whether_the_study_is_sound_or_not(run
     next(study.parent.glob("labelsTr/*.nii.gz")).write_bytes(b"not a volume")
     code, document = run("study", "check", str(study))
     assert (code, document["sound"], len(document["problems"])) == (2, False, 1)
+
+
+def test_a_study_conversion_prints_its_document(run: Run, tmp_path: Path) -> None:
+    pandg(tmp_path / "raw")
+    code, document = run("study", "convert", "pandg", str(tmp_path / "raw"), str(tmp_path / "out"))
+    assert (code, document["splits"]) == (0, {"train": 6, "val": 3, "test": 4})
+    assert Path(document["study"]).is_file() and Path(document["manifest"]).is_file()
 
 
 def test_every_action_on_the_store_prints_its_document(run: Run, tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def test_unknown_options_and_names_suggest_the_closest(weights: Path) -> None:
         build(Component.of("anatomix", weight=str(weights)))
     with pytest.raises(ConfigError, match="did you mean 'anatomix'"):
         build(Component.of("anatomx"))
-    with pytest.raises(ConfigError, match="tap = 12"):
-        Anatomix(str(weights), tap=12)
+    for tap in (12, 59.0):
+        with pytest.raises(ConfigError, match=f"tap = {tap} must be"):
+            Anatomix(str(weights), tap=tap)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -60,6 +60,11 @@ def test_hounsfield_window_is_fixed_and_clipped() -> None:
     assert np.allclose(unit, [[[0, 0, 0.5, 0.75, 1, 1]]])
 
 
+def test_the_scaling_of_single_crops_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"'crop_minmax' is refused: features are stored once per volume.*minmax"):
+        scale_intensity(np.zeros((1, 1, 1), np.float32), "crop_minmax")
+
+
 def test_an_unknown_rule_names_the_closest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'percentile'"):
         scale_intensity(np.zeros((1, 1, 1), np.float32), "percentiles")

@@ -100,7 +100,13 @@ def test_half_precision_autocast_does_not_touch_it() -> None:
     assert torch.equal(inside, Mind()(x))
 
 
-@pytest.mark.parametrize("dilations", [(), (0,), (1.5,)])
-def test_bad_dilations_are_refused_with_the_value(dilations: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="dilations"):
-        Mind(dilations)
+@pytest.mark.parametrize("dilations", [(), (0,), (1.5,), [True], [1, 1], 2, {1: 2}, "12"])
+def test_bad_dilations_are_refused_with_the_value(dilations: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Mind(dilations)  # type: ignore[arg-type]
+    assert f"mind: dilations = {dilations!r} must be" in str(caught.value)
+
+
+def test_an_image_of_two_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="MIND takes one channel, got 2"):
+        Mind()(torch.rand(1, 2, 4, 4, 4))

@@ -14,7 +14,8 @@ from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
 from dropgen.errors import ConfigError, VolumeError
-from dropgen.features.studies.prepare import Grid, Preparation, Prepared, prepare, prepare_label, resolve_rule
+from dropgen.features.studies import geometry
+from dropgen.features.studies.prepare import Grid, Native, Preparation, Prepared, prepare, prepare_label, resolve_rule
 from dropgen.features.studies.volume import Volume, read_mask, read_volume
 
 CODES = [
@@ -221,3 +222,34 @@ def test_a_mask_of_another_shape_is_not_restored() -> None:
 def test_a_spacing_too_fine_for_memory_is_refused_before_resampling() -> None:
     with pytest.raises(VolumeError, match="raise the spacing"):
         prepare(Volume(np.zeros((300, 300, 300), np.float32), np.eye(4)), of((0.1, 0.1, 0.1)))
+
+
+@given(
+    codes=st.sampled_from(CODES),
+    sizes=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing=st.tuples(*[st.floats(0.4, 4)] * 3),
+    crop=st.tuples(*[st.integers(1, 12)] * 3),
+    axis=st.integers(0, 2),
+    cuts=st.lists(st.integers(0, 12), max_size=3),
+)
+def test_a_mask_is_restored_slab_by_slab_to_the_very_voxels_of_resampling_it_whole(
+    codes: str,
+    sizes: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    crop: tuple[int, int, int],
+    axis: int,
+    cuts: list[int],
+) -> None:
+    volume = stored(np.zeros(sizes, np.float32), ras_affine(UPRIGHT), codes)
+    grid = Grid.of(volume, of(spacing, crop))
+    mask = np.random.default_rng(0).integers(0, 200, grid.shape, np.uint8)
+    native = Native(grid)
+    edges = sorted({0, grid.shape[axis], *(min(cut, grid.shape[axis]) for cut in cuts)})
+    for start, stop in itertools.pairwise(edges):
+        native.put(axis, start, mask.take(range(start, stop), axis))
+    inner = mask[tuple(slice(b, b + size) for size, (b, _) in zip(grid.resampled_shape, grid.padding, strict=True))]
+    shape, affine = geometry.ras_grid(grid.native_shape, volume.affine)
+    step = geometry.step_between(affine, spacing)
+    whole = geometry.resample(inner, shape, 1 / step, order=0)
+    np.testing.assert_array_equal(geometry.to_ras(native.array, volume.affine), whole)
+    np.testing.assert_array_equal(grid.restore(mask), native.array)

@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropgen.errors import ResourceError, StoreError
-from dropgen.features.store import KINDS, FeatureStore
+from dropgen.features.store import KINDS, FeatureStore, close_maps, forget_comparisons
+from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.entry import COMMIT, sealed, unsealed
 from dropgen.features.studies.prepare import Preparation, Prepared, prepare
 from dropgen.features.studies.volume import Volume
-from dropgen.manifest import digest
+from dropgen.manifest import digest, file_digest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WRITER = """
@@ -62,6 +63,20 @@ def filled(store: FeatureStore) -> FeatureStore:
     store.put_label("k", generator.integers(0, 3, (4, 5, 6)).astype(np.uint8), {"case": "one"})
     store.put_features("k", generator.normal(size=(3, 4, 5, 6)), np.float32([0.1, 2.5]), {"case": "one"})
     return store
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flips one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def read_all(store: FeatureStore, kind: str) -> np.ndarray:
+    """Every value of the entry `k`, as training gets to them."""
+    if kind == "features":
+        return store.features("k").whole()
+    return store.volume("k").unit if kind == "volumes" else store.label("k")
 
 
 def leftovers(store: FeatureStore) -> list[Path]:
@@ -143,7 +158,7 @@ def test_a_channel_that_is_not_asked_for_is_not_read(store: FeatureStore) -> Non
     features = filled(store).features("k")
     (store.path("features", "k") / "c.1.0.0.0").unlink()
     assert features.read([0, 2], (slice(2), slice(2), slice(2))).shape == (2, 2, 2, 2)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StoreError, match=r"features/k \(case one\): file c\.1\.0\.0\.0 is missing; remove"):
         features.read([1], (slice(2), slice(2), slice(2)))
 
 
@@ -155,16 +170,95 @@ def test_verify_finds_any_flipped_bit_and_names_the_entry(store: FeatureStore, d
     kind = data.draw(st.sampled_from(KINDS))
     path = data.draw(st.sampled_from(sorted(store.path(kind, "k").iterdir())))
     content = path.read_bytes()
-    bit = data.draw(st.integers(0, 8 * len(content) - 1))
-    damaged = bytearray(content)
-    damaged[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(damaged)
+    flip(path, data.draw(st.integers(0, 8 * len(content) - 1)))
     try:
         with pytest.raises(StoreError, match=rf"{kind}/k.*damaged.*precompute"):
             store.verify(kind, "k")
     finally:
         path.write_bytes(content)
     store.verify(kind, "k")
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_reader_sees_a_flipped_bit_and_no_other_entry_suffers(store: FeatureStore, data: st.DataObject) -> None:
+    if not store.has("features", "k"):
+        filled(store)
+    kind = data.draw(st.sampled_from(KINDS))
+    whole = {kind: read_all(store, kind).copy() for kind in KINDS}
+    path = data.draw(st.sampled_from(sorted(store.path(kind, "k").iterdir())))
+    content = path.read_bytes()
+    name = content.find(b'"case": "one"')
+    bits = st.integers(0, 8 * len(content) - 1).filter(lambda bit: not name <= bit // 8 < name + 13)
+    flip(path, data.draw(bits))
+    close_maps()
+    forget_comparisons()  # the clock of a file system may not have moved on since the last example
+    try:
+        what = rf" \(case one\): file {path.name}"
+        if path.name == COMMIT:
+            what = ": its commit record, which tells of case one,"
+        with pytest.raises(StoreError, match=rf"{kind}/k{what} is damaged; remove .*{kind}/k and run"):
+            read_all(store, kind)
+        for other in set(KINDS) - {kind}:
+            assert np.array_equal(read_all(store, other), whole[other])
+    finally:
+        path.write_bytes(content)
+    assert np.array_equal(read_all(store, kind), whole[kind])
+
+
+def test_a_bit_of_a_channel_that_is_not_asked_for_hurts_nobody(store: FeatureStore) -> None:
+    features = filled(store).features("k")
+    flip(store.path("features", "k") / "c.1.0.0.0", 77)
+    box = (slice(None),) * 3
+    assert features.read([0, 2], box).shape == (2, 4, 5, 6)
+    with pytest.raises(StoreError, match=r"file c\.1\.0\.0\.0 is damaged"):
+        features.read([0, 1], box)
+
+
+def test_a_file_is_compared_once_per_process_and_again_when_it_changed(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store)
+    seen: list[int] = []
+    original = Checksum.fits
+    monkeypatch.setattr(Checksum, "fits", lambda self, data: seen.append(len(data)) or original(self, data))
+    chunks = 3 * [4 * 5 * 6 * 2]
+
+    def compared() -> list[int]:
+        store.features("k").whole()
+        sizes = [size for size in seen if size == chunks[0]]
+        seen.clear()
+        return sizes
+
+    assert compared() == chunks
+    assert compared() == []
+    close_maps()  # as when other maps push it out
+    assert compared() == []
+    chunk = store.path("features", "k") / "c.2.0.0.0"
+    os.utime(chunk, (1, 1))
+    close_maps()
+    assert compared() == chunks[:1]
+    forget_comparisons()
+    close_maps()
+    assert compared() == chunks
+
+
+def test_an_entry_with_the_checksums_of_format_1_is_read_and_checked(store: FeatureStore) -> None:
+    filled(store)
+    for kind in KINDS:
+        folder = store.path(kind, "k")
+        record = unsealed((folder / COMMIT).read_bytes())
+        files = {name: {"bytes": file["bytes"], "blake2b": file_digest(folder / name)}
+                 for name, file in record["files"].items()}  # fmt: skip
+        (folder / COMMIT).write_bytes(sealed(record | {"format": 1, "files": files}))
+        store.verify(kind, "k")
+        read_all(store, kind)
+        flip(next(folder.glob("c.*")), 3)
+        close_maps()
+        forget_comparisons()
+        for read in (store.verify, lambda kind, key: read_all(store, kind)):
+            with pytest.raises(StoreError, match=rf"{kind}/k \(case one\): file c\..* is damaged"):
+                read(kind, "k")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,8 +300,8 @@ def test_a_label_that_a_byte_cannot_hold_is_refused(store: FeatureStore, value: 
 def test_an_entry_of_a_later_format_names_the_version_that_wrote_it(store: FeatureStore) -> None:
     store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one", "version": "9.8"})
     path = store.path("labels", "k") / COMMIT
-    path.write_bytes(sealed(unsealed(path.read_bytes()) | {"format": 2}))
-    with pytest.raises(StoreError, match=r"labels/k was written by dropgen 9\.8 in format 2 and .* reads format 1"):
+    path.write_bytes(sealed(unsealed(path.read_bytes()) | {"format": 3}))
+    with pytest.raises(StoreError, match=r"labels/k was written by dropgen 9\.8 in format 3 and .* formats 1 to 2;"):
         store.label("k")
 
 

@@ -222,7 +222,10 @@ def test_a_damaged_object_is_named_and_nothing_of_its_entry_is_kept(
 def test_a_damaged_record_is_named(remote: FeatureStore, bucket: S3Bucket) -> None:
     fill(remote)
     bucket.write("labels/k.json", bucket.read("labels/k.json").replace(b"one", b"two"))
-    with pytest.raises(StoreError, match=r"labels/k: its commit record is damaged; remove s3://.*/labels/k\.json"):
+    with pytest.raises(
+        StoreError,
+        match=r"labels/k: its commit record, which tells of case two, is damaged; remove s3://.*/labels/k\.json",
+    ):
         remote.label("k")
 
 

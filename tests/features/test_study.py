@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dropgen.errors import ConfigError, StudyError
-from dropgen.features.studies.study import load_study, validation_cases
+from dropgen.features.studies.study import load_study, read_study, validation_cases
 
 
 def test_a_manifest_is_read_with_paths_relative_to_it(tiny, tmp_path: Path) -> None:
@@ -229,3 +229,40 @@ def test_selection_rules_choose_validation_cases_by_domain(tiny, tmp_path: Path)
 def test_real_manifests_are_read(tiny, tmp_path: Path, data: Path, name: str, cases: int) -> None:
     tiny.settings["source"] = str(data / name / "manifest.csv")
     assert len(load_study(tiny.write(), tmp_path).cases) == cases
+
+
+def few(tiny, tmp_path: Path, rows: list[dict[str, str]], count: int) -> list[str]:
+    """The ids of the training cases that are kept; no volume is opened."""
+    tiny.rows[:] = [{"image": "images/one_0000.nii.gz", "label": "labels/one.nii.gz", **row} for row in rows]
+    tiny.settings["few_shot"] = count
+    return [case.id for case in read_study(tiny.write(), tmp_path).cases if case.split == "train"]
+
+
+def test_few_shot_keeps_the_published_five_hearts(tiny, tmp_path: Path) -> None:
+    train = [0, 1, 2, 5, 6, 8, 10, 11, 13, 18, 26, 27, 7, 14, 15, 19, 23, 24, 25, 29, 48, 17, 12]
+    rows = [{"id": f"pat{i}_cropped", "subject": f"pat{i}", "split": "train"} for i in train]
+    assert set(few(tiny, tmp_path, rows, 5)) == {f"pat{i}_cropped" for i in (5, 11, 13, 1, 17)}
+    assert len(few(tiny, tmp_path, rows, 23)) == 23
+
+
+def test_few_shot_counts_people_and_leaves_who_is_held_out(tiny, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"s{i}_{name}", "subject": f"s{i}", "split": "train" if i < 7 else "val"}
+        for i in range(9)
+        for name in ("t1", "t2", "t1c")
+    ]
+    kept = few(tiny, tmp_path, rows, 2)
+    people = {name.partition("_")[0] for name in kept}
+    assert len(people) == 2 and len(kept) == 6
+    assert few(tiny, tmp_path, rows[::-1], 2) == kept[::-1]  # not a matter of the manifest's order
+    assert len(read_study(tiny.write(), tmp_path).split("val")) == 6
+    assert people < {name.partition("_")[0] for name in few(tiny, tmp_path, rows, 3)}
+
+
+def test_more_few_shot_people_than_there_are_is_refused(tiny, tmp_path: Path) -> None:
+    tiny.settings["few_shot"] = 2
+    with pytest.raises(StudyError, match="few_shot = 2: the study has 1 subject to train on; lower it"):
+        load_study(tiny.write(), tmp_path)
+    tiny.settings["few_shot"] = 0
+    with pytest.raises(ConfigError, match="few_shot = 0"):
+        load_study(tiny.write(), tmp_path)

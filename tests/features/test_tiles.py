@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from dropgen.features.extractors import Extractor, extract
 from dropgen.features.extractors.anatomix import HALO, Anatomix
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.extractors.tiles import EXTRACTION_BYTES, WORKING_BYTES, legal_shape, peak_bytes, tiles
-from dropgen.features.unet import UNet
-from tests_support.formulas import set_formula_weights
-
-CHANNELS = 16
+from tests_support.anatomix import CHANNELS, textured, weights
 
 
 class Grid:
@@ -133,34 +130,6 @@ def test_statistics_are_the_mean_over_the_cores_and_not_over_the_halos() -> None
     assert torch.allclose(mind.fit(image, inner)[0, 0], variation[(0, 0, *inner)].mean())
 
 
-def weights(folder: Path, kind: str) -> Path:
-    """An anatomix checkpoint that nobody trained.
-
-    "formula": the weights of the golden values, whose deep levels say little. "random": PyTorch's initialisation
-    with batch statistics that fit, as training leaves them, so that every level speaks with the same voice.
-    """
-    torch.manual_seed(0)
-    network = UNet(1, CHANNELS, base=16, downs=4)
-    if kind == "formula":
-        set_formula_weights(network)
-    else:
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm3d):
-                module.momentum = 1.0
-        with torch.no_grad():
-            network(torch.from_numpy(textured((96, 32, 32)))[None, None])
-    torch.save(network.state_dict(), folder / f"{kind}.pth")
-    return folder / f"{kind}.pth"
-
-
-def textured(shape: tuple[int, int, int]) -> np.ndarray:
-    """Smooth blobs with 2% of noise, in unit scale."""
-    generator = np.random.default_rng(0)
-    blobs = ndimage.gaussian_filter(generator.normal(size=shape), 3)
-    blobs = (blobs - blobs.min()) / np.ptp(blobs)
-    return np.clip(blobs + 0.02 * generator.normal(size=shape), 0, 1).astype(np.float32)
-
-
 def test_anatomix_in_tiles_has_the_right_shape_and_stays_close(tmp_path: Path) -> None:
     anatomix = Anatomix(str(weights(tmp_path, "formula")))
     anatomix.halo = 32
@@ -173,25 +142,37 @@ def test_anatomix_in_tiles_has_the_right_shape_and_stays_close(tmp_path: Path) -
     assert 0 < np.sqrt(np.square(error).mean()) < 1e-2
 
 
+def seam_errors(extractor: Extractor, name: str, unit: np.ndarray, halos: Sequence[int]) -> dict[int, float]:
+    """Prints a row of the page for every halo of two halves against one pass; returns the RMS at the cut."""
+    whole, _ = extract(extractor, unit)
+    spread = whole.std(axis=(1, 2, 3), keepdims=True)
+    rms = {}
+    for extractor.halo in halos:
+        budget = bytes_of(unit.size - 1, extractor)
+        assert len(list(tiles(extractor, unit.shape, budget))) == 2
+        tiled, _ = extract(extractor, unit, working_bytes=budget)
+        error = (tiled - whole) / spread
+        cut = len(unit) // 2
+        seam = error[:, cut - 8 : cut + 8]  # the sixteen slices about the cut
+        rms[extractor.halo] = float(np.sqrt(np.square(seam).mean()))
+        sys.stdout.write(f"\n| {name} | {extractor.halo} | {rms[extractor.halo]:.2g} | {np.abs(error).max():.2g} |")
+        sys.stdout.flush()
+    assert all(rms[more] <= rms[less] for less, more in itertools.pairwise(rms))
+    return rms
+
+
+def test_the_error_of_mind_in_tiles_falls_with_the_halo_to_nothing_at_its_locality() -> None:
+    mind = Mind()
+    rms = seam_errors(mind, "MIND", textured((64, 32, 32)), range(mind.locality + 1))
+    assert rms[mind.locality - 1] > 1e-3
+    assert rms[mind.locality] < 1e-6
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", ["formula", "random"])
 def test_the_error_of_anatomix_in_tiles_falls_with_the_halo(kind: str, tmp_path: Path) -> None:
     anatomix = Anatomix(str(weights(tmp_path, kind)))
-    unit = textured((288, 32, 32))
-    whole, _ = extract(anatomix, unit)
-    spread = whole.std(axis=(1, 2, 3), keepdims=True)
-    rms = {}
-    for anatomix.halo in (16, 32, 48, 64, 80, 96, 112):
-        budget = bytes_of(287 * 32 * 32, anatomix)  # two halves
-        assert len(list(tiles(anatomix, unit.shape, budget))) == 2
-        tiled, _ = extract(anatomix, unit, working_bytes=budget)
-        error = (tiled - whole) / spread
-        seam = error[:, 136:152]  # the sixteen slices about the cut
-        rms[anatomix.halo] = float(np.sqrt(np.square(seam).mean()))
-        row = f"| {kind} | {anatomix.halo} | {rms[anatomix.halo]:.2g} | {np.abs(error).max():.2g} |"
-        sys.stdout.write(f"\n{row}")
-        sys.stdout.flush()
-    assert all(rms[more] <= rms[less] for less, more in itertools.pairwise(rms))
+    rms = seam_errors(anatomix, kind, textured((288, 32, 32)), (16, 32, 48, 64, 80, 96, 112))
     assert rms[HALO] < 1e-5  # float16 rounds by 3e-4
     assert rms[112] < 1e-6

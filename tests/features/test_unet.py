@@ -10,15 +10,25 @@ import torch
 
 from dropgen.features.unet import UNet
 
+CLASSES = (2, 4, 9, 14, 16)
+PARAMETERS = {  # by input channels, one for each of CLASSES
+    1: (36_858_780, 36_859_860, 36_862_560, 36_865_260, 36_866_340),
+    3: (36_859_860, 36_860_940, 36_863_640, 36_866_340, 36_867_420),
+    13: (36_865_260, 36_866_340, 36_869_040, 36_871_740, 36_872_820),
+    16: (36_866_880, 36_867_960, 36_870_660, 36_873_360, 36_874_440),
+    17: (36_867_420, 36_868_500, 36_871_200, 36_873_900, 36_874_980),
+    33: (36_876_060, 36_877_140, 36_879_840, 36_882_540, 36_883_620),
+}
 
-@pytest.mark.parametrize(
-    ("inputs", "classes", "parameters"),
-    [(1, 2, 36_858_780), (17, 4, 36_868_500), (13, 9, 36_869_040), (16, 16, 36_874_440), (33, 14, 36_882_540)],
-)
-def test_predictor_has_the_published_parameter_count(inputs: int, classes: int, parameters: int) -> None:
-    with torch.device("meta"):
-        network = UNet(inputs, classes, base=20, downs=5)
-    assert sum(p.numel() for p in network.parameters()) == parameters
+
+@pytest.mark.parametrize("inputs", PARAMETERS)
+def test_predictor_has_the_published_parameter_counts_and_first_layer(inputs: int) -> None:
+    for classes, parameters in zip(CLASSES, PARAMETERS[inputs], strict=True):
+        with torch.device("meta"):
+            network = UNet(inputs, classes, base=20, downs=5)
+        assert sum(p.numel() for p in network.parameters()) == parameters
+        assert next(network.parameters()).shape == (20, inputs, 3, 3, 3)
+        assert sum(isinstance(module, torch.nn.Conv3d) for module in network.model) == 24
 
 
 def test_three_encoder_convolutions_give_the_tables_51_6_million() -> None:

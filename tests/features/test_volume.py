@@ -13,8 +13,10 @@ from dropgen.errors import VolumeError
 from dropgen.features.studies import volume
 from dropgen.features.studies.volume import (
     mask_to_bytes,
+    read_channels,
     read_grid,
     read_mask,
+    read_note,
     read_volume,
     volume_from_bytes,
     write_mask,
@@ -208,3 +210,29 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         write_mask(path, np.ones((2, 2, 2)), AFFINE)
     assert path.read_bytes() == before
+
+
+def test_a_note_in_the_header_changes_no_voxel(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_volume(path, ARRAY, AFFINE, note="made of b")
+    assert read_note(path) == "made of b"
+    assert np.array_equal(read_volume(path).array, ARRAY)
+    write_volume(path, ARRAY, AFFINE)
+    assert read_note(path) == ""
+    path.write_bytes(path.read_bytes()[:20])
+    assert read_note(path) is None and read_note(tmp_path / "b.nii.gz") is None
+
+
+def test_a_4d_file_gives_one_volume_per_channel(tmp_path: Path) -> None:
+    write_volume(tmp_path / "four.nii.gz", np.stack([ARRAY, -ARRAY], axis=-1), AFFINE)
+    channels = read_channels(tmp_path / "four.nii.gz")
+    assert [np.array_equal(one.array, sign * ARRAY) for one, sign in zip(channels, (1, -1), strict=True)] == [
+        True,
+        True,
+    ]
+    assert all(np.array_equal(one.affine, AFFINE) for one in channels)
+    write_volume(tmp_path / "three.nii.gz", ARRAY, AFFINE)
+    with pytest.raises(
+        VolumeError, match=r"three\.nii\.gz is 3-D with shape \[3, 4, 5\]; its channels must be a fourth axis"
+    ):
+        read_channels(tmp_path / "three.nii.gz")

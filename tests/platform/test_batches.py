@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from dropgen.config import Component
 from dropgen.features.extractors.mind import Mind
-from dropgen.features.symmetry import SYMMETRIES, AxisSymmetry
+from dropgen.features.store.compact import decode, encode
+from dropgen.features.symmetry import IDENTITY, SYMMETRIES, AxisSymmetry
 from dropgen.platform.methods import build
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.train import Workbench
@@ -48,6 +50,35 @@ def test_stored_features_equal_online_ones_when_the_crop_is_the_volume(bench: Wo
     assert stored.features_bcxyz is not None
     assert online.features_bcxyz is not None
     assert torch.allclose(stored.features_bcxyz, online.features_bcxyz, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_where_nothing_is_augmented_stored_features_are_the_online_ones_to_the_last_bit(
+    tmp_path: Path, dtype: str
+) -> None:
+    maker = batches(tiny_bench(tmp_path, features={"dtype": dtype}), crop=(20, 20, 20))
+    case = next(iter(maker.keys))
+    sample = Sample(case, (0, 0, 0), (20, 20, 20), IDENTITY, None, np.ones(13, bool), 0)
+    unit, _, stored = maker.read(sample)
+    assert stored is not None
+    online = Mind()(unit[None])[0]
+    if dtype == "int8":
+        coded = [encode(channel.numpy()) for channel in online]
+        affine = np.float32([[scale for _, scale, _ in coded], [offset for _, _, offset in coded]])
+        online = decode(torch.from_numpy(np.stack([codes for codes, _, _ in coded])), affine)
+    assert torch.equal(stored, online.to(getattr(torch, dtype if dtype != "int8" else "float32")).float())
+
+
+def test_beyond_a_stored_crop_lies_the_extractors_response_to_background(bench: Workbench) -> None:
+    maker = batches(bench)
+    case = next(iter(maker.keys))
+    sample = Sample(case, (2, 2, 2), (16, 16, 16), IDENTITY, 2 * np.eye(3), np.ones(13, bool), 0)
+    unit, _, features = maker.read(sample)
+    empty = Mind()(torch.zeros(1, 1, 5, 5, 5))[0, :, 2, 2, 2]
+    assert features is not None
+    assert (unit[0, :3] == 0).all()
+    assert torch.allclose(features[:, :3], empty.view(-1, 1, 1, 1).expand(-1, 3, 16, 16), atol=1e-6)
+    assert (features[:, 6:10, 6:10, 6:10] < 0.9).any()
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES[::5], ids=str)

@@ -54,6 +54,20 @@ def test_the_masks_and_scores_are_those_of_the_bundle(evaluated: Any) -> None:
             assert float(scores[case.id, name] or "nan") == pytest.approx(value, abs=1e-6, nan_ok=True)
 
 
+def test_the_bundle_records_what_the_training_labels_hold(evaluated: Any) -> None:
+    bench = evaluated.bench
+    train = bench.study.split("train")
+    spec = Segmenter.load(bench.folder(evaluated.trials[0]) / "bundle").spec
+    for value, name in enumerate(bench.study.classes[1:], 1):
+        record = spec.training[name]
+        counts = [np.count_nonzero(bench.store.label(bench.index.keys[case.id].label) == value) for case in train]
+        logs = np.log([count * np.prod(bench.study.spacing) / 1000 for count in counts if count])
+        assert (record.cases, record.present) == (len(train), len(logs))
+        assert record.log_ml == pytest.approx(logs.mean())
+        assert record.log_sd == pytest.approx(logs.std(ddof=1))
+        assert record.least_share is not None and 0 < record.least_share <= 1
+
+
 def test_source_and_unseen_domains_are_told_apart(evaluated: Any) -> None:
     study, summary = evaluated.bench.study, evaluated.summaries[0]
     domains = {case.domain for case in study.split("test")}

@@ -61,3 +61,22 @@ def test_the_learning_rate_falls_along_a_cosine_over_all_steps() -> None:
         learner.step(net, batch(step))
     assert rates == pytest.approx([0.05 * (1 + torch.tensor(torch.pi * step / 4).cos().item()) for step in range(4)])
     assert learner.scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_optimizer_is_adamw_over_every_parameter_at_the_published_values() -> None:
+    net = network()
+    optimizer = Learner(net, Erm(), Training(), "cpu").optimizer
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in net.parameters()]
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (2e-4, (0.9, 0.999), 1e-8, 1e-5)
+
+
+def test_the_learning_rate_is_whole_at_first_half_in_the_middle_and_none_at_the_end() -> None:
+    net = network()
+    learner, rates = Learner(net, Erm(), Training(steps=6), "cpu"), []
+    for step in range(7):
+        rates.append(learner.scheduler.get_last_lr()[0])
+        if step < 6:
+            learner.step(net, batch(step))
+    assert (rates[0], rates[3], rates[6]) == (2e-4, pytest.approx(1e-4), pytest.approx(0, abs=1e-12))

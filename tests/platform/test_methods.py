@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from dropgen.config import Component
 from dropgen.errors import ConfigError
+from dropgen.features.extractors import instance_norm
+from dropgen.features.extractors.mind import Mind
 from dropgen.features.unet import UNet
 from dropgen.platform.methods import build
 from dropgen.platform.methods.batch import Batch
@@ -141,6 +143,16 @@ def test_rep_only_equals_dropgen_without_its_image_slice() -> None:
     image, features = torch.rand(1, 1, 4, 4, 4), torch.randn(1, CHANNELS, 4, 4, 4)
     joined = joint(DropGen().inputs(image, features))
     assert torch.allclose(joined, stable(RepOnly().inputs(image, features)), atol=1e-6)
+
+
+def test_rep_only_does_not_see_a_change_of_the_image_that_its_features_do_not_see() -> None:
+    image = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shown = {name: (x.float(), instance_norm(Mind()(x))) for name, x in (("plain", image), ("inverted", 1 - image))}
+    for method, blind in ((RepOnly(), True), (DropGen(), False)):
+        torch.manual_seed(0)
+        network = UNet(method.in_channels(12), 2, base=2, downs=1).eval()
+        plain, inverted = (network(method.inputs(*shown[name])) for name in ("plain", "inverted"))
+        assert torch.allclose(plain, inverted, atol=1e-5) == blind
 
 
 @pytest.mark.parametrize(("name", "width"), [("erm", 1), ("rep_only", 12), ("dropgen", 13)])

@@ -20,6 +20,7 @@ from dropgen.errors import CheckpointError
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.evaluation.charts import Line, data_uri, domain_dots, line_styles
 from dropgen.platform.evaluation.overlays import Picture, overlay
+from dropgen.platform.evaluation.replayed import record_replay, skipped
 from dropgen.platform.evaluation.report import build_report, command, write_report
 from dropgen.platform.evaluation.results import group_rows
 
@@ -87,6 +88,20 @@ def page(evaluated: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
     parsed = Page(path.read_text())
     assert parsed.open == []
     return parsed
+
+
+def test_what_replaying_does_to_stored_features_is_shown_or_why_it_is_not(evaluated: Any, tmp_path: Path) -> None:
+    bench = evaluated.bench
+    measured = record_replay(bench, tmp_path / "analyses")
+    path = tmp_path / "page.html"
+    for replay, expected in ((measured, measured["said"][0]), (skipped("no method uses features"), "no method uses")):
+        write_report(path, bench.experiment, bench.study, rows_of(evaluated), HEADLINE, {"replay": replay})
+        page = Page(path.read_text())
+        assert expected in page.text
+        assert len(page.addresses) == (4 if replay is measured else 3)
+    Path(measured["figure"]).unlink()
+    write_report(path, bench.experiment, bench.study, rows_of(evaluated), HEADLINE, {"replay": measured})
+    assert "augmentation's geometry" not in Page(path.read_text()).text
 
 
 def test_the_finding_comes_first_and_is_escaped(page: Page) -> None:

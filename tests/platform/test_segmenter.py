@@ -181,6 +181,18 @@ def test_no_flipped_byte_of_the_weights_or_cut_file_loads(tmp_path: Path, place:
     Segmenter.load(folder)
 
 
+def test_a_bundle_from_before_training_volumes_were_recorded_predicts_as_ever(tmp_path: Path) -> None:
+    segmenter = make_segmenter(DROPGEN)
+    segmenter.save(tmp_path / "bundle")
+    path = tmp_path / "bundle" / "segmenter.json"
+    record = json.loads(path.read_text())
+    assert record["spec"].pop("training") == {}
+    path.write_text(json.dumps(record))
+    old = Segmenter.load(tmp_path / "bundle")
+    assert old.spec.training == {}
+    np.testing.assert_array_equal(old.predict(volume()), segmenter.predict(volume()))
+
+
 def test_damage_of_every_kind_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"segmenter\.json"):
         Segmenter.load(tmp_path / "nothing")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from dropgen.config import Component, Trial
-from dropgen.errors import CheckpointError, ConfigError, DivergenceError, ResourceError, StoreError
-from dropgen.features.store import FeatureStore
+from dropgen.config import Component, Experiment, Trial
+from dropgen.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    ResourceError,
+    StoreError,
+    StudyError,
+    WeightsError,
+)
+from dropgen.features.store import FeatureStore, close_maps
+from dropgen.features.store.arrays import METADATA
+from dropgen.features.store.entry import COMMIT, describe, sealed
+from dropgen.features.studies.study import validation_cases
 from dropgen.manifest import read_json
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
@@ -80,9 +94,89 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
         choose_trials(experiment, "dropgen p=.5", None)
 
 
+@pytest.mark.parametrize("values", [[], ()])
+def test_a_list_of_no_value_is_refused_instead_of_dropping_its_method(values: object) -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=values))
+    with pytest.raises(ConfigError, match=r"method dropgen: p = (\[\]|\(\)) lists no value; name at least one"):
+        trials_of(Experiment(name="x", study=Path("study.yaml"), methods=methods))
+
+
+def test_what_is_listed_twice_is_one_trial() -> None:
+    methods = (Component.of("erm"), Component.of("dropgen", p=[0.5, 0.5]), Component.of("dropgen", p=0.5))
+    experiment = Experiment(name="x", study=Path("study.yaml"), methods=methods, seeds=(1, 1))
+    assert [trial.label for trial in trials_of(experiment)] == ["erm seed=1", "dropgen p=0.5 seed=1"]
+
+
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="dropgen precompute"):
         Workbench.open(tiny_experiment(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["volumes", "labels", "features"])
+def test_a_flipped_bit_ends_training_with_the_case_named_and_the_repaired_store_continues_it(
+    tmp_path: Path, kind: str
+) -> None:
+    sound, bench = tiny_bench(tmp_path / "sound"), tiny_bench(tmp_path / "damaged")
+    (case, *_) = bench.study.split("train")
+    entry = next(entry for entry in bench.index.keys[case.id].entries() if entry[0] == kind)
+    folder = bench.store.path(*entry)
+    chunk = next(folder.glob("c.*"))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    close_maps()
+    trial = Trial(method=Component.of("rep_only"), seed=1)
+    where = rf"{kind}/{entry[1]} \(case {case.id}\): file {chunk.name}"
+    with pytest.raises(StoreError, match=rf"{where} is damaged; remove {folder} and run `dropgen precompute"):
+        train_trial(bench, trial)
+    assert read_json(bench.folder(trial) / "result.json") is None
+    shutil.rmtree(folder)
+    fill_store(bench.experiment, bench.root)
+    close_maps()
+    assert train_trial(bench, trial)["curve"] == train_trial(sound, trial)["curve"]
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_stored_label_with_a_value_that_is_no_class_is_refused_before_step_zero(
+    tmp_path: Path, says_so: bool
+) -> None:
+    bench = tiny_bench(tmp_path)
+    if not says_so:
+        for key in bench.store.entries("labels"):
+            strip_highest(bench.store.path("labels", key))
+    study = bench.experiment.study
+    study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"classes": ["background", "organ"]}))
+    bench = Workbench.open(bench.experiment, tmp_path)
+    validated = validation_cases(bench.study, bench.experiment.selection.rule)
+    used = [case.id for case in (*bench.study.split("train"), *validated)]
+    cases = [case for case in used if bench.store.label(bench.index.keys[case].label or "").max() == 2]
+    assert cases
+    with pytest.raises(StudyError, match=r"has the classes 0\.\.1 \(background, organ\), and some labels") as found:
+        train_trial(bench, DROPGEN)
+    assert [line.split(" of ")[0] for line in found.value.problems] == [f"case {case}: label value 2" for case in cases]
+    assert not (bench.folder(DROPGEN) / "last.ckpt").exists()
+
+
+def strip_highest(folder: Path) -> None:
+    """Makes a label's entry one that was written before entries said what their greatest value is."""
+    metadata = read_json(folder / METADATA)
+    assert metadata["attributes"].pop("highest") in (1, 2)
+    (folder / METADATA).write_text(json.dumps(metadata))
+    record = read_json(folder / COMMIT)
+    (folder / COMMIT).unlink()
+    (folder / COMMIT).write_bytes(sealed(describe(folder, record["provenance"])))
+
+
+def test_a_missing_extractor_is_told_before_data_are_read_and_only_where_a_method_reads_features(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DROPGEN_WEIGHTS", raising=False)
+    features = {"extractor": {"name": "anatomix"}}
+    erm = Workbench.open(tiny_experiment(root, methods=[{"name": "erm"}], features=features), root)
+    assert erm.extractor is None
+    empty = tmp_path / "empty"  # no store: were data asked for first, that is what would be missed
+    with pytest.raises(WeightsError, match="anatomix weights not found"):
+        Workbench.open(tiny_experiment(empty, features=features), empty)
 
 
 def test_a_crop_that_the_network_cannot_halve_is_refused_with_a_legal_size(tmp_path: Path) -> None:

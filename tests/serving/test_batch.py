@@ -20,6 +20,7 @@ from dropgen.features.studies.volume import Volume, read_mask, read_volume, writ
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.batch import Segment, find_scans, segment_folder
 from dropgen.serving.models import Model
+from dropgen.serving.quality import Segmented
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def counted(segmenter: Segmenter) -> tuple[Segment, list[str]]:
     """The real model, and the names of the files that reached it."""
     seen: list[str] = []
 
-    def segment(path: Path) -> Volume:
+    def segment(path: Path) -> Segmented:
         volume = read_volume(path)
         seen.append(path.name)
-        return Volume(segmenter.predict(volume), volume.affine)
+        return Segmented(volume, Volume(segmenter.predict(volume), volume.affine))
 
     return segment, seen
 
@@ -92,7 +93,8 @@ def test_second_run_does_only_what_is_missing_or_changed(
     seen.clear()
     second = segment_folder(scans, masks, model, segment)
     assert (seen, stamps(masks), second["skipped"]) == ([], before, 3)
-    assert [case["voxels"] for case in second["cases"]] == [case["voxels"] for case in first["cases"]]
+    assert [case["findings"] for case in second["cases"]] == [case["findings"] for case in first["cases"]]
+    assert all(case["findings"]["voxels"] for case in first["cases"])
 
     changed = oblique_volume(9)
     write_volume(scans / "bert.nii", changed.array, changed.affine)
@@ -126,7 +128,7 @@ def test_stop_in_the_middle_keeps_what_is_done(
     segment, seen = counted
     masks = tmp_path / "masks"
 
-    def stopping(path: Path) -> Volume:
+    def stopping(path: Path) -> Segmented:
         if path.name == "bert.nii":
             raise error("stop")
         return segment(path)
@@ -178,7 +180,7 @@ def test_full_disk_stops_the_run_with_one_sentence(
 ) -> None:
     masks = tmp_path / "masks"
 
-    def locking(path: Path) -> Volume:
+    def locking(path: Path) -> Segmented:
         mask = counted[0](path)
         shutil.rmtree(masks)
         masks.touch()  # a file where the folder was: no write can succeed, also for root

@@ -20,7 +20,7 @@ from dropgen.tuning.run import Stages, run
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES = ["check", "precompute", "search", "evaluate", "register", "report"]
+STAGES = ["check", "precompute", "search", "evaluate", "register", "replay", "report"]
 
 
 def two_methods(root: Path) -> Experiment:

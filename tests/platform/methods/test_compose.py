@@ -26,7 +26,8 @@ from dropgen.platform.training.trial import make_batches
 from dropgen.platform.training.workers import Workers
 from tests_support.tiny import tiny_bench
 
-COMPOSED = {"dropgen+gin": Gin(channels=1), "dropgen+mixup": MixUp(), "dropgen+cutout": CutOut()}
+COMPOSED = [name for name in METHODS if "+" in name]
+SINGLE = [name for name in METHODS if "+" not in name]
 ALWAYS = [
     Component.of("dropgen+gin"),
     Component.of("dropgen+mixup", **{"mixup.p": 1}),
@@ -34,9 +35,24 @@ ALWAYS = [
 ]
 
 
-def test_exactly_the_methods_that_say_so_compose() -> None:
-    assert {name for name in METHODS if "+" in name} == set(COMPOSED)
-    assert all(build(Component.of(name)).inner == inner for name, inner in COMPOSED.items())
+def test_gin_mixup_and_cutout_compose_with_the_options_that_they_have_alone() -> None:
+    for inner in (Gin(channels=1), MixUp(), CutOut()):
+        assert build(Component.of(f"dropgen+{inner.name}")).inner == inner
+
+
+@pytest.mark.parametrize("outer", SINGLE)
+def test_of_all_pairs_exactly_those_under_dropgen_that_say_so_compose_and_others_are_told_why_not(outer: str) -> None:
+    for inner in SINGLE:
+        name = f"{outer}+{inner}"
+        if outer == "dropgen" and METHODS[inner].under_dropgen:
+            assert build(Component.of(name)).name == name
+            continue
+        with pytest.raises(ConfigError) as error:
+            build(Component.of(name))
+        told = str(error.value)
+        assert told.startswith(f"'{name}' is no method: ")
+        assert (f"{inner} " if outer == "dropgen" else f"no method goes under {outer}, only under dropgen;") in told
+        assert told.endswith(f"these compose: {', '.join(COMPOSED)}")
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -56,8 +72,8 @@ def test_everything_but_the_crop_is_dropgen_s(name: str) -> None:
 @pytest.mark.parametrize("name", COMPOSED)
 def test_the_crop_is_changed_as_the_inner_method_alone_changes_it(name: str) -> None:
     image, label = torch.rand(2, 1, 6, 6, 6), torch.randint(3, (2, 1, 6, 6, 6))
-    options = {} if name == "dropgen+gin" else {f"{name.partition('+')[2]}.p": 1}
-    method = build(Component.of(name, **options))
+    chance = f"{name.partition('+')[2]}.p"
+    method = build(Component.of(name, **({chance: 1} if chance in METHODS[name].options() else {})))
     ours, theirs = (
         one.augment(image, label, 3, [np.random.default_rng(s) for s in (0, 1)]) for one in (method, method.inner)
     )
@@ -135,7 +151,7 @@ def batch_of(bench: Workbench, method: Component) -> Batch:
 @pytest.mark.parametrize("name", [*COMPOSED, "mixup", "cutout", "gin"])
 def test_stored_features_are_refused_where_the_anatomy_changes(bench: Workbench, name: str, source: str) -> None:
     experiment = with_source(bench, source, Component.of(name)).experiment
-    if source == "stored" and name in ("dropgen+mixup", "dropgen+cutout"):
+    if source == "stored" and METHODS[name].needs_features and METHODS[name].needs_online:
         with pytest.raises(ConfigError, match=f"method dropgen\\+{name[8:]} .* set features.source to 'online'"):
             require_trainable(experiment, bench.study)
     else:

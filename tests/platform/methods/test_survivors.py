@@ -12,7 +12,7 @@ from dropgen.config import Component, Network
 from dropgen.features.unet import UNet
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.methods.batch import Batch
-from dropgen.platform.methods.survivors import over_survivors
+from dropgen.platform.methods.survivors import predict
 from dropgen.platform.networks import build_network
 from dropgen.platform.training.losses import dice_ce
 
@@ -24,18 +24,22 @@ def unet() -> UNet:
     return UNet(CHANNELS, 3, base=4, downs=1).double()
 
 
-def masked(kept_bc: Tensor) -> Tensor:
-    u_bcxyz = torch.rand(len(kept_bc), CHANNELS, 4, 6, 8, generator=torch.Generator().manual_seed(1)).double()
-    return u_bcxyz * kept_bc[:, :, None, None, None]
+def some_input(samples: int) -> Tensor:
+    return torch.rand(samples, CHANNELS, 4, 6, 8, generator=torch.Generator().manual_seed(1)).double()
+
+
+def over_survivors(network: nn.Module, u_bcxyz: Tensor, factor_bc: Tensor) -> Tensor:
+    return predict(network, u_bcxyz[:, :1], u_bcxyz[:, 1:], factor_bc)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=CHANNELS, max_size=CHANNELS), min_size=1, max_size=3))
 def test_logits_and_gradients_are_those_of_the_whole_convolution(rows: list[list[bool]]) -> None:
-    kept_bc = torch.tensor(rows)
-    u_bcxyz = masked(kept_bc)
+    factor_bc = 4 * torch.tensor(rows).double()
+    u_bcxyz = some_input(len(rows))
     whole, sliced = unet(), unet()
-    expected, found = whole(u_bcxyz), sliced(u_bcxyz, call=over_survivors(kept_bc))
+    expected = whole(u_bcxyz * factor_bc[:, :, None, None, None])
+    found = over_survivors(sliced, u_bcxyz, factor_bc)
     assert torch.allclose(found, expected, atol=1e-12)
     expected.square().sum().backward()
     found.square().sum().backward()
@@ -46,10 +50,10 @@ def test_logits_and_gradients_are_those_of_the_whole_convolution(rows: list[list
 
 def test_a_channel_that_no_sample_keeps_is_never_read() -> None:
     kept_bc = torch.tensor([[True, False, True, False, False, True], [True, False, False, False, False, False]])
-    u_bcxyz = masked(kept_bc)
+    u_bcxyz, factor_bc = some_input(2), kept_bc.double()
     poisoned = u_bcxyz.masked_fill(~kept_bc.any(0)[None, :, None, None, None], float("nan"))
     network = unet()
-    assert torch.equal(network(poisoned, call=over_survivors(kept_bc)), network(u_bcxyz, call=over_survivors(kept_bc)))
+    assert torch.equal(over_survivors(network, poisoned, factor_bc), over_survivors(network, u_bcxyz, factor_bc))
 
 
 def test_the_memory_layout_of_the_predictor_is_kept() -> None:
@@ -58,7 +62,7 @@ def test_the_memory_layout_of_the_predictor_is_kept() -> None:
     network.model[1].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     kept_bc = torch.ones(2, CHANNELS, dtype=torch.bool)
     kept_bc[:, 3:] = False
-    network(masked(kept_bc).float(), call=over_survivors(kept_bc))
+    over_survivors(network, some_input(2).float(), kept_bc.float())
     assert seen[0].is_contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -86,7 +90,7 @@ def test_dropgen_multiplies_by_the_survivors_alone_also_where_several_workers_wr
 
     kept_bc = torch.tensor([[True, False, False, True, False, False], [False, True, False, False, False, False]])
     label = torch.zeros(2, 1, 4, 6, 8, dtype=torch.long)
-    u_bcxyz = masked(kept_bc).float()
+    u_bcxyz = some_input(2).float()
     batch = Batch(u_bcxyz[:, :1], label, u_bcxyz[:, 1:], kept_bc)
     method = build_method(Component.of("dropgen", p=0.75))
     with Watched():
