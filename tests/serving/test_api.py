@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropgen.features.studies.volume import Volume, volume_from_bytes
+from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.segmenter import Segmenter
+from dropgen.platform.tracking import register
 from dropgen.serving.api import Limits, create_api
 from dropgen.serving.engine import work_once
 from dropgen.serving.models import Model, Models
@@ -66,6 +68,7 @@ def test_mask_is_the_segmenters_own_on_the_grid_that_was_sent(
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-5)  # NIfTI stores float32
     assert answer.headers["X-Dropgen-Version"] == "1"
     assert answer.headers["X-Dropgen-Use"] == "research use only"
+    assert answer.headers["X-Dropgen-Flags"] == "[]"
     assert answer.headers["X-Dropgen-Model"] == f"models:/blobs@champion; digest={model.digest}"
 
 
@@ -205,6 +208,30 @@ def test_a_job_gives_the_mask_of_the_request_and_each_leaves_one_audit_line(
     assert {line["input_sha256"] for line in lines if line["job"] == identity} == {hashlib.sha256(body).hexdigest()}
 
 
+def test_a_mask_unlike_those_of_the_training_is_flagged_in_its_answer_and_in_its_job(
+    registry: Path, segmenter: Segmenter, oblique_volume: Callable[[int], Volume], tmp_path: Path
+) -> None:
+    volume = oblique_volume(6)
+    usual = record_classes([segmenter.predict(oblique_volume(seed)) for seed in (6, 6)], 0.002, ("b", "left", "right"))
+    far = usual["right"].model_copy(update={"log_ml": 9.0, "log_sd": 0.01, "present": 9})
+    spec = segmenter.spec.model_copy(update={"training": {"left": usual["left"], "right": far}})
+    Segmenter(spec, segmenter.network, segmenter.method, segmenter._extractor).save(tmp_path / "bundle")
+    register(registry, tmp_path / "bundle", "odd")
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, Models(registry, "odd@champion", 2**30), Tokens({}), limits)
+    body = nifti(volume.array, volume.affine)
+    direct = call(api, "POST", "/v1/segment", content=body)
+    (flag,) = json.loads(direct.headers["X-Dropgen-Flags"])
+    assert flag.startswith("right has ") and " ml, expected " in flag
+    path = f"/v1/jobs/{call(api, 'POST', '/v1/jobs', content=body).json()['id']}"
+    assert work_once(engine, jobs, limits.job_caps)
+    assert call(api, "GET", f"{path}/result").headers["X-Dropgen-Flags"] == direct.headers["X-Dropgen-Flags"]
+    findings = call(api, "GET", path).json()["findings"]
+    assert findings["flags"] == [flag]
+    counts = np.bincount(volume_from_bytes(direct.content).array.astype(int).ravel())
+    assert findings["voxels"] == {"left": counts[1], "right": counts[2]}
+
+
 def test_a_mask_that_was_made_before_a_death_is_neither_made_nor_audited_again(
     registry: Path, oblique_volume: Callable[[int], Volume], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +248,7 @@ def test_a_mask_that_was_made_before_a_death_is_neither_made_nor_audited_again(
         patch.setattr(engine, "segment", None)
         assert work_once(engine, jobs, limits.job_caps)
     assert jobs.read(identity, "anyone")["state"] == "done"
+    assert jobs.read(identity, "anyone")["findings"]["voxels"]
     lines = [json.loads(line)["job"] for line in (registry / "service" / "audit.jsonl").read_text().splitlines()]
     assert lines.count(identity) == 1
 
