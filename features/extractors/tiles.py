@@ -83,14 +83,15 @@ def _cuts(extractor: Extractor, shape: Shape, working_bytes: int) -> tuple[int, 
         return (1,) * len(shape)
     most = [min(MOST_CUTS, -(-size // extractor.multiple)) for size in shape]
 
-    def cost(cuts: tuple[int, ...]) -> tuple[bool, int, int]:
+    def cost(cuts: tuple[int, ...]) -> tuple[bool, int, int, int]:
         seen = [
             min(size, _up(-(-size // parts), extractor.multiple) + min(parts - 1, 2) * _halo(extractor))
             for size, parts in zip(legal_shape(extractor, shape), cuts, strict=True)
         ]
         voxels = math.prod(seen)
-        # Where nothing fits, the least memory; else the least work.
-        return (False, voxels * math.prod(cuts), voxels) if voxels <= limit else (True, voxels, math.prod(cuts))
+        parts = math.prod(cuts)
+        # Where nothing fits, the least memory; else the least work, which without a halo any cut is: then the fewest.
+        return (False, voxels * parts, parts, max(seen)) if voxels <= limit else (True, voxels, parts, max(seen))
 
     return min(itertools.product(*(range(1, count + 1) for count in most)), key=cost)
 

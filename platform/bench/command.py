@@ -55,7 +55,9 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"bench {action} trains nothing, so '{arguments.overrides[0]}' says nothing to it")
     for name, actions in TAKEN_BY.items():
         if getattr(arguments, name) is not None and action not in actions:
-            raise ConfigError(f"--{name} belongs to bench {' and '.join(actions)}; leave it out of bench {action}")
+            *others, last = actions
+            takers = f"{', '.join(others)} and {last}" if others else last
+            raise ConfigError(f"--{name} belongs to bench {takers}; leave it out of bench {action}")
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:

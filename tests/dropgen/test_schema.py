@@ -150,7 +150,7 @@ def test_the_step_benchmark_prints_what_it_keeps(run: Run, tmp_path: Path) -> No
         (("step", "--channels", "4"), "--channels belongs to bench store"),
         (("store", "--workers", "2"), "--workers belongs to bench precompute"),
         (("precompute", "--workers", "two"), "--workers = 'two': write processes with commas between them"),
-        (("precompute", "--crops", "64"), "--crops belongs to bench store and step; leave it out"),
+        (("precompute", "--crops", "64"), "--crops belongs to bench store, step and predict; leave it out"),
         (("precompute", "--network.base=2"), "bench precompute trains nothing"),
         (("step", "--crops", "64,128"), "bench step trains on crops of one size"),
     ],

@@ -76,6 +76,14 @@ def test_a_tile_fits_into_the_budget_and_a_global_extractor_has_one() -> None:
     assert len(list(tiles(everywhere, shape, 1))) == 1
 
 
+def test_without_a_halo_a_volume_is_cut_no_finer_than_it_must_and_across_its_longest_axis() -> None:
+    grid = Grid(1, 0)
+    shape = (16, 32, 16)
+    assert [tile.core for tile in tiles(grid, shape, bytes_of(np.prod(shape) - 1, grid))] == [
+        (slice(0, 16), slice(0, 16), slice(0, 16)), (slice(0, 16), slice(16, 32), slice(0, 16)),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("shape", [(5, 34, 6), (64, 65, 33), (31, 32, 100)])
 def test_the_one_tile_of_a_global_extractor_is_the_whole_legal_volume(shape: tuple[int, int, int]) -> None:
     everywhere = Grid(32, 0)

@@ -19,7 +19,7 @@ from dropgen.platform.evaluation.inference import window_boxes
 
 LIBRARIES_MIB = 150  # what kernels and caches of PyTorch come to once they are used
 MEMORY = MemoryBench(shape=(40, 24, 20), classes=5, crop=16)
-FEATURES = FeaturesBench(shape=(48, 32, 32), classes=3, crop=32, network=Network(base=2, downs=1))
+FEATURES = FeaturesBench(shape=(48, 32, 32), classes=3, crop=32, network=Network(base=4, downs=1))
 
 
 @pytest.fixture

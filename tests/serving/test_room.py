@@ -25,7 +25,7 @@ def test_a_volume_that_does_not_fit_is_refused_with_both_numbers_and_one_that_fi
     assert "512 x 512 x 512 voxels and 3 classes" in message
     needed, free = re.findall(r"(\d+\.\d+) GiB", message)
     assert float(needed) == pytest.approx(plan.peak / 2**30, abs=0.01) == pytest.approx(float(free), abs=0.01)
-    assert all(f"{stage} " in message for stage in ("reading", "preparing", "features", "windows"))
+    assert all(f"{stage} " in message for stage in ("reading", "preparing", "windows"))
 
 
 def test_maps_beside_the_mask_are_planned() -> None:

@@ -38,6 +38,9 @@ def make_segmenter(method: Component, seed: int = 0, **changes: object) -> Segme
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm3d):
                 module.momentum = 1.0
-        network(torch.rand(2, rule.in_channels(channels), *spec.crop))
+        inputs = torch.rand(2, rule.in_channels(channels), *spec.crop)
+        network(inputs)
         head.weight -= head.weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        if head.bias is not None:
+            head.bias -= network.eval()(inputs).mean(dim=(0, 2, 3, 4))
     return Segmenter(spec, network.eval(), rule, extractor)
