@@ -5,15 +5,12 @@ It knows nothing of Ray, so that it can be called as any other ASGI application.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import errno
 import json
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +29,7 @@ from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
+from dropgen.serving.places import BusyError, Queue
 from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
@@ -41,20 +39,9 @@ VERSION_HEADER = "X-Dropgen-Version"
 USE_HEADER = "X-Dropgen-Use"
 FLAGS_HEADER = "X-Dropgen-Flags"
 MASK_TYPE = "application/gzip"
-DEFAULT_SECONDS = 30.0  # that a volume is taken to need before one has been timed
+MAX_DIGITS = 30  # of a Content-Length
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
-
-
-class BusyError(DropGenError):
-    """The queue is full.
-
-    Attributes:
-        seconds: When to try again.
-    """
-
-    def __init__(self, message: str, seconds: int) -> None:
-        self.seconds = seconds
-        super().__init__(message)
 
 
 class ConflictError(DropGenError):
@@ -106,7 +93,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     spool.mkdir(parents=True, exist_ok=True)
     metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
     engine = Engine(models, Journal(service / "audit.jsonl", durable=True), limits.max_memory)
-    queue = _Queue(limits.queue)
+    queue = Queue(limits.queue)
     # FastAPI's documentation pages load scripts from a CDN; /openapi.json needs no network.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
     log = Journal(service / "requests.jsonl")
@@ -157,15 +144,15 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """Segments the .nii or .nii.gz volume in the body."""
         served = await run_in_threadpool(models.find, model)
         served.require_modality(modality)
-        with queue.place():
-            folder = Path(tempfile.mkdtemp(dir=spool))
+        with queue.place() as place:
+            folder = _spooled(spool)
             try:
                 received = await _receive(request, folder, limits.caps)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             order = Order(request.state.who, request.state.request, modality, received.sha256)
-            made = await queue.run(_segment, engine, folder, served, order, received, limits.answer_seconds)
+            made = await queue.run(place, _segment, engine, folder, served, order, received, limits.answer_seconds)
         return Response(made.mask, media_type=MASK_TYPE, headers=_headers(served, made.findings.flags))
 
     @api.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=optional)
@@ -193,7 +180,10 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 "model_version": f"{registered.name}/{registered.version}", "modality": modality,
                 "request": request.state.request, "input_sha256": received.sha256, "use": RESEARCH_ONLY,
             }  # fmt: skip
-            return _shown(jobs.accept(draft, request.state.who, idempotency_key, fields))
+            record = jobs.accept(draft, request.state.who, idempotency_key, fields)
+        if any(record[name] != fields[name] for name in ("input_sha256", "model", "modality")):
+            raise ConflictError("this Idempotency-Key belongs to a job of another volume, model or modality")
+        return _shown(record)
 
     @api.get("/v1/jobs/{id}", responses=refusals)
     async def status(request: Request, id: str) -> dict[str, Any]:
@@ -239,6 +229,12 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         problems = (f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
         return _error(422, "; ".join(problems))
 
+    @api.exception_handler(OSError)
+    async def lack(request: Request, error: OSError) -> JSONResponse:
+        return (
+            _error(507, "the server's disk is full; try later") if error.errno in FULL else await fail(request, error)
+        )
+
     @api.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
         log.add(request=request.state.request, error=type(error).__name__, where=_where(error))
@@ -251,42 +247,13 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 REFUSALS = {
-    400: "The volume, the model's name or the modality cannot be used", 401: "No token", 404: "No such model or job",
-    408: "The body did not arrive in time", 409: "The job has no mask", 413: "Too large", 422: "A parameter is wrong",
+    400: "The volume, the model's name or the modality cannot be used", 401: "No token",
+    403: "Without tokens: not from this machine", 404: "No such model or job",
+    408: "The body did not arrive in time", 409: "The job has no mask, or the key another",
+    413: "Too large", 422: "A parameter is wrong",
     429: "The queue is full", 500: "The server failed", 504: "The mask was not made in time",
+    507: "The server's disk is full",
 }  # fmt: skip
-
-
-class _Queue:
-    """Requests for a mask: how many there are, and how long they take."""
-
-    def __init__(self, limit: int) -> None:
-        self.length = 0
-        self._limit = limit
-        self._seconds = DEFAULT_SECONDS
-        self._pool = ThreadPoolExecutor(limit)
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        if self.length >= self._limit:
-            raise BusyError(f"{self.length} volumes are waiting already; try later", max(1, round(self._seconds)))
-        self.length += 1
-        began = time.monotonic()
-        try:
-            yield
-            self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began)
-        finally:
-            self.length -= 1
-
-    async def run(self, *call: Any) -> Made:
-        """Runs a call whose last argument is the seconds that it may take; the thread itself cannot be stopped."""
-        seconds = call[-1]
-        task = asyncio.get_running_loop().run_in_executor(self._pool, *call)
-        try:
-            made: Made = await asyncio.wait_for(task, seconds)
-            return made
-        except TimeoutError:
-            raise SlowError(f"the mask was not made within {seconds:g} s; send the volume to /v1/jobs") from None
 
 
 def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> Made:
@@ -298,9 +265,14 @@ def _segment(engine: Engine, folder: Path, served: Served, order: Order, receive
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _spooled(spool: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=spool))
+
+
 async def _receive(request: Request, folder: Path, caps: Caps) -> Received:
     length = request.headers.get("content-length", "")
-    stated = int(length) if length.isdecimal() else None
+    # Python refuses to read thousands of digits, and nobody has so many bytes.
+    stated = int(length[:MAX_DIGITS]) if length.isascii() and length.isdecimal() else None
     try:
         return await receive(request.stream(), stated, folder / VOLUME, caps)
     except SlowError as error:

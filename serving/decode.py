@@ -66,6 +66,7 @@ def _environment() -> dict[str, str]:
 def _main(source: str, target: str, memory: str, seconds: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the patient
     try:
         volume = read_volume(Path(source))

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dropgen.serving.journal import Journal
-from dropgen.serving.tokens import Tokens, UnauthorisedError
+from dropgen.serving.tokens import ForbiddenError, Tokens, UnauthorisedError, require_here
 
 REQUEST_HEADER = "X-Request-Id"
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -110,12 +110,16 @@ class Watch:
             await send(message)
 
         try:
+            if not self._tokens:
+                require_here(headers.get(b"host", ""), headers.get(b"origin"))
             if scope["path"] not in OPEN:
                 state["who"] = self._tokens.who(headers.get(b"authorization"))
             await self._app(scope, receive, answer)
         except UnauthorisedError as error:
             refusal = JSONResponse({"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, answer)
+        except ForbiddenError as error:
+            await JSONResponse({"error": str(error)}, 403)(scope, receive, answer)
         finally:
             seconds = time.monotonic() - began
             self._metrics.requests.labels(route, str(status)).inc()

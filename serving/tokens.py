@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
@@ -21,6 +22,10 @@ LEAST_LENGTH = 16
 
 class UnauthorisedError(DropGenError):
     """No token, or none that is known."""
+
+
+class ForbiddenError(DropGenError):
+    """The request comes from where none may."""
 
 
 class Tokens:
@@ -68,6 +73,31 @@ class Tokens:
                     "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
                 )
         return cls({name: hashlib.sha256(token.encode()).hexdigest() for name, token in tokens.items()})
+
+
+def require_here(host: str, origin: str | None) -> None:
+    """Refuses what a page of another site makes a browser of this machine send; it matters where no token is asked for.
+
+    Such a page asks by a name that its owner points at loopback once it is loaded (as in CVE-2025-62593 of Ray), or
+    across origins.
+
+    Args:
+        host: The Host header.
+        origin: The Origin header, which browsers alone send.
+
+    Raises:
+        ForbiddenError: The host is not this machine by its own name, or the origin is another than this service.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        here = name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        here = False
+    if not here or origin not in (None, f"http://{host}", f"https://{host}"):
+        raise ForbiddenError(
+            "without a token this service answers this machine alone, and no page of another site; "
+            "ask at http://127.0.0.1, or start it without --insecure"
+        )
 
 
 def token_path(root: Path) -> Path:

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import hashlib
 import json
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from dropgen.serving.models import Model, Models
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps
 
+HERE = "http://127.0.0.1:8000"
+
 
 def nifti(array: np.ndarray, affine: np.ndarray | None = None) -> bytes:
     return bytes(nib.Nifti1Image(array, np.eye(4) if affine is None else affine).to_bytes())
@@ -33,7 +37,7 @@ def nifti(array: np.ndarray, affine: np.ndarray | None = None) -> bytes:
 def call(api: FastAPI, method: str, path: str, **request: object) -> httpx.Response:
     async def once() -> httpx.Response:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
             return await client.request(method, path, **request)
 
     return asyncio.run(once())
@@ -146,7 +150,7 @@ def test_health_answers_while_a_volume_is_segmented(
 
     async def both() -> tuple[list[str], list[bytes]]:
         ended: list[str] = []
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=HERE) as client:
 
             async def noted(name: str, request: object) -> httpx.Response:
                 answer = await request  # type: ignore[misc]
@@ -173,6 +177,58 @@ def test_a_token_is_asked_for_and_nobody_learns_anything_without(registry: Path)
     assert call(api, "GET", "/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "rebound.example:8000"}, {"Host": "127.0.0.1.example"}, {"Host": ""}, {"Origin": "http://evil.example"},
+     {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"}],
+)  # fmt: skip
+def test_without_tokens_no_page_in_a_browser_of_this_machine_can_ask(
+    api: FastAPI, registry: Path, headers: dict[str, str]
+) -> None:
+    answer = call(api, "GET", "/v1/models", headers=headers)
+    assert (answer.status_code, list(answer.json())) == (403, ["error"])
+    guarded = build(registry, Tokens.of({"anna": "a" * 20}))
+    assert call(guarded, "GET", "/v1/models", headers=headers).status_code == 401
+    assert call(guarded, "GET", "/v1/models", headers=headers | {"Authorization": "Bearer " + "a" * 20}).is_success
+
+
+def test_without_tokens_this_machine_and_the_services_own_pages_can_ask(api: FastAPI) -> None:
+    for headers in ({"Host": "localhost:8000"}, {"Host": "[::1]:8000"}, {"Origin": HERE}):
+        assert call(api, "GET", "/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "9" * 19, "-1", "1e9", "\u00b2"])
+def test_a_forged_length_is_too_large_or_not_believed(api: FastAPI, length: str) -> None:
+    headers = [(b"Content-Length", length.encode("latin-1"))]
+    answer = call(api, "POST", "/v1/segment", content=nifti(GOOD), headers=headers)
+    assert answer.status_code == (413 if length.startswith("9") else 200), answer.text
+
+
+def test_a_full_disk_is_a_507_that_leaves_nothing(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, *_: object) -> Path:
+        made = Path(tempfile.mkdtemp(dir=registry / "service" / "spool"))
+        (made / "volume.nii").symlink_to("/dev/full")
+        return made
+
+    api = build(registry)
+    monkeypatch.setattr("dropgen.serving.api._spooled", full)
+    answer = call(api, "POST", "/v1/segment", content=nifti(np.zeros((64, 64, 64), np.float32)))
+    assert (answer.status_code, answer.json()["error"]) == (507, "the server's disk is full; try later")
+    assert not list((registry / "service" / "spool").iterdir())
+
+
+def test_nothing_of_a_header_gets_into_the_mask(api: FastAPI) -> None:
+    image = nib.Nifti1Image(GOOD, np.eye(4))
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        image.header[field] = b"Meier"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Meier"))
+    body = bytes(image.to_bytes())
+    assert body.count(b"Meier") == 5
+    answer = call(api, "POST", "/v1/segment", content=body)
+    assert answer.status_code == 200, answer.text
+    assert b"Meier" not in gzip.decompress(answer.content) + str(answer.headers).encode()
+
+
 def test_a_request_id_is_taken_where_it_is_one_and_answered_back(api: FastAPI) -> None:
     given = call(api, "GET", "/healthz", headers={"X-Request-Id": "scan-0001"})
     assert given.headers["X-Request-Id"] == "scan-0001"
@@ -196,6 +252,8 @@ def test_a_job_gives_the_mask_of_the_request_and_each_leaves_one_audit_line(
     identity = job.json()["id"]
     again = call(api, "POST", "/v1/jobs", content=body, headers={"Idempotency-Key": "scan-0005"})
     assert again.json()["id"] == identity
+    other = nifti(oblique_volume(6).array)
+    assert call(api, "POST", "/v1/jobs", content=other, headers={"Idempotency-Key": "scan-0005"}).status_code == 409
     assert call(api, "GET", f"/v1/jobs/{identity}/result").status_code == 409
     assert work_once(engine, jobs, limits.job_caps)
     assert not work_once(engine, jobs, limits.job_caps)
@@ -292,7 +350,7 @@ def test_a_full_queue_says_when_to_come_back(registry: Path, oblique_volume: Cal
     body = nifti(oblique_volume(7).array)
 
     async def three() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=HERE) as client:
             return list(await asyncio.gather(*(client.post("/v1/segment", content=body) for _ in range(3))))
 
     answers = asyncio.run(three())
@@ -308,6 +366,22 @@ def test_a_mask_that_takes_too_long_is_a_504_with_a_sentence(
     answer = call(build(registry, answer_seconds=0.01), "POST", "/v1/segment", content=nifti(oblique_volume(8).array))
     assert answer.status_code == 504
     assert "/v1/jobs" in answer.json()["error"]
+
+
+def test_what_took_too_long_keeps_its_place_until_it_ends_and_leaves_nothing(
+    registry: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
+    api, spool = build(registry, answer_seconds=0.01, queue=1), registry / "service" / "spool"
+    body = nifti(oblique_volume(8).array)
+    statuses = [call(api, "POST", "/v1/segment", content=body).status_code for _ in range(2)]
+    assert statuses == [504, 429]
+    deadline = time.monotonic() + 60
+    while list(spool.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(spool.iterdir())
+    while call(api, "POST", "/v1/segment", content=b"").status_code == 429 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert call(api, "POST", "/v1/segment", content=b"").status_code == 400
 
 
 def test_metrics_count_and_no_log_holds_what_a_client_named(registry: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import volume_from_bytes
-from dropgen.serving.decode import decode
+from dropgen.serving.decode import _environment, decode
 from dropgen.serving.header import HEADER_BYTES, check_header
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
@@ -162,6 +162,12 @@ def test_a_refusal_of_the_reader_names_no_path(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"voxel \[0, 0, 0\]") as caught:
         decode(path, tmp_path / "voxels.npy", 64)
     assert "meier" not in str(caught.value)
+
+
+def test_the_reader_gets_none_of_the_servers_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DROPGEN_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hidden")
+    assert "hidden" not in _environment().values()
 
 
 def test_a_file_that_needs_more_than_its_limits_kills_its_reader_only(tmp_path: Path) -> None:
