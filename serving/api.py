@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from dropgen import __version__
@@ -30,6 +30,7 @@ from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.places import BusyError, Queue
+from dropgen.serving.reference import reference_page
 from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
@@ -39,6 +40,7 @@ VERSION_HEADER = "X-Dropgen-Version"
 USE_HEADER = "X-Dropgen-Use"
 FLAGS_HEADER = "X-Dropgen-Flags"
 MASK_TYPE = "application/gzip"
+NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
 MAX_DIGITS = 30  # of a Content-Length
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -94,17 +96,10 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
     engine = Engine(models, Journal(service / "audit.jsonl", durable=True), limits.max_memory)
     queue = Queue(limits.queue)
-    # FastAPI's documentation pages load scripts from a CDN; /openapi.json needs no network.
+    # FastAPI's own documentation pages load scripts from a CDN.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
     log = Journal(service / "requests.jsonl")
     api.add_middleware(Watch, routes=lambda: api.routes, tokens=tokens, metrics=metrics, log=log)
-    refusals: dict[int | str, dict[str, Any]] = {
-        code: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-        for code, text in REFUSALS.items()
-    }
-    mask_answer: dict[int | str, dict[str, Any]] = {
-        200: {"content": {MASK_TYPE: {}}, "description": "Mask, .nii.gz, on the image's grid"}, **refusals,
-    }  # fmt: skip
     binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
     optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}}}}
 
@@ -114,19 +109,23 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         served = await run_in_threadpool(models.find)
         return {"status": "ok", "model": asdict(served.model), "version": served.registered.version}
 
-    @api.get("/metrics", response_class=Response, responses=refusals)
+    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def documentation() -> HTMLResponse:
+        return HTMLResponse(reference_page(api.openapi()), headers={"Content-Security-Policy": NO_LOADS})
+
+    @api.get("/metrics", response_class=Response, responses=_answers(401, 403))
     async def prometheus() -> Response:
         """Metrics for Prometheus, over all replicas."""
         state, waiting = models.state(), await run_in_threadpool(jobs.waiting)
         page = metrics.text(queue.length, waiting, len(state["loaded"]), state["bytes"])
         return Response(page, media_type="text/plain; version=0.0.4")
 
-    @api.get("/v1/models", responses=refusals)
+    @api.get("/v1/models", responses=_answers(401, 403))
     async def list_models() -> dict[str, Any]:
         """Every registered model with its versions and aliases."""
         return {"models": await run_in_threadpool(registered_models, root), "memory": models.state()}
 
-    @api.get("/v1/models/{name}", responses=refusals)
+    @api.get("/v1/models/{name}", responses=_answers(400, 401, 403, 404, 422))
     async def show_model(name: str) -> dict[str, Any]:
         """The model card of the champion, or of `name@alias`."""
         served = await run_in_threadpool(models.find, name)
@@ -135,7 +134,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses=mask_answer,
+        responses=_answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, mask=True),
         openapi_extra=binary,
     )
     async def segment(
@@ -155,7 +154,12 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             made = await queue.run(place, _segment, engine, folder, served, order, received, limits.answer_seconds)
         return Response(made.mask, media_type=MASK_TYPE, headers=_headers(served, made.findings.flags))
 
-    @api.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=optional)
+    @api.post(
+        "/v1/jobs",
+        status_code=202,
+        responses=_answers(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 507),
+        openapi_extra=optional,
+    )
     async def submit(
         request: Request,
         model: str | None = None,
@@ -185,7 +189,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             raise ConflictError("this Idempotency-Key belongs to a job of another volume, model or modality")
         return _shown(record)
 
-    @api.get("/v1/jobs/{id}", responses=refusals)
+    @api.get("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
     async def status(request: Request, id: str) -> dict[str, Any]:
         """The state of a job: accepted, running, done, failed or cancelled."""
         return _shown(jobs.read(id, request.state.who))
@@ -193,7 +197,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get(
         "/v1/jobs/{id}/result",
         response_class=Response,
-        responses=mask_answer,
+        responses=_answers(401, 403, 404, 409, 422, mask=True),
     )
     async def result(request: Request, id: str) -> Response:
         """The mask of a job that is done."""
@@ -205,7 +209,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         mask = await run_in_threadpool(jobs.mask, id, request.state.who)
         return Response(mask, media_type=MASK_TYPE, headers=_headers(served, record["findings"]["flags"]))
 
-    @api.delete("/v1/jobs/{id}", responses=refusals)
+    @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
     async def cancel(request: Request, id: str) -> dict[str, Any]:
         """Cancels a job; one that a replica is at ends when the replica looks up."""
         return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
@@ -254,6 +258,16 @@ REFUSALS = {
     429: "The queue is full", 500: "The server failed", 504: "The mask was not made in time",
     507: "The server's disk is full",
 }  # fmt: skip
+
+
+def _answers(*codes: int, mask: bool = False) -> dict[int | str, dict[str, Any]]:
+    """What a route can answer beside its own document, for the OpenAPI description."""
+    told: dict[int | str, dict[str, Any]] = {
+        code: {"description": REFUSALS[code], "content": {"application/json": {"schema": ERROR}}} for code in codes
+    }
+    if mask:
+        told[200] = {"description": "The mask, .nii.gz, on the image's grid", "content": {MASK_TYPE: {}}}
+    return told
 
 
 def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> Made:

@@ -22,7 +22,7 @@ from dropgen.serving.tokens import ForbiddenError, Tokens, UnauthorisedError, re
 REQUEST_HEADER = "X-Request-Id"
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where the replicas of a service keep their metrics, so that any tells all
-OPEN = {"/healthz"}  # asked by load balancers, which have no token
+OPEN = {"/healthz", "/docs"}  # asked by load balancers, which have no token; read by people, in a browser without one
 BUCKETS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900)
 
 

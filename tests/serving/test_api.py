@@ -4,9 +4,11 @@ import asyncio
 import gzip
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import httpx
@@ -227,6 +229,18 @@ def test_nothing_of_a_header_gets_into_the_mask(api: FastAPI) -> None:
     answer = call(api, "POST", "/v1/segment", content=body)
     assert answer.status_code == 200, answer.text
     assert b"Meier" not in gzip.decompress(answer.content) + str(answer.headers).encode()
+
+
+def test_the_page_of_the_interface_shows_every_route_to_anybody_and_loads_nothing(registry: Path) -> None:
+    api = build(registry, Tokens.of({"anna": "a" * 20}))
+    answer = call(api, "GET", "/docs")
+    assert answer.status_code == 200
+    for path, methods in api.openapi()["paths"].items():
+        for method, route in methods.items():
+            assert f"<b>{method.upper()}</b>{path}</h2>" in answer.text
+            assert route["description"] in unescape(answer.text)
+    assert not re.search(r"src=|href=|url\(|@import|<script", answer.text)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
 def test_a_request_id_is_taken_where_it_is_one_and_answered_back(api: FastAPI) -> None:

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -20,7 +23,7 @@ import pytest
 from dropgen.__main__ import main
 from dropgen.errors import ServiceError
 from dropgen.features.studies.study import Case, load_study
-from dropgen.features.studies.volume import Volume, read_mask, write_mask, write_volume
+from dropgen.features.studies.volume import Volume, read_mask, volume_from_bytes, write_mask, write_volume
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.tracking import fetch, register
 from dropgen.platform.train import Workbench, train_trial, trials_of
@@ -140,7 +143,31 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         assert main(["serve", "--name", "tiny", "--port", str(port), "--root", str(registered.root)]) == 2
         assert f"127.0.0.1:{port}" in capsys.readouterr().err
 
-        os.killpg(server.pid, signal.SIGINT)
+        on_its_way, stopping = threading.Event(), threading.Event()
+
+        def halting() -> Iterator[bytes]:
+            body = registered.case.image.read_bytes()
+            yield body[: len(body) // 2]
+            on_its_way.set()
+            stopping.wait(STOP_SECONDS)
+            yield body[len(body) // 2 :]
+
+        headers, metrics = {"Authorization": f"Bearer {token}"}, f"{ready['url']}/metrics"
+        with ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(
+                httpx.post, f"{ready['url']}/v1/segment", content=halting(), headers=headers, timeout=STOP_SECONDS
+            )
+            assert on_its_way.wait(STOP_SECONDS)
+            deadline = time.monotonic() + STOP_SECONDS
+            while "dropgen_queue_length 1.0" not in httpx.get(metrics, headers=headers).text:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(server.pid, signal.SIGINT)
+            time.sleep(1)
+            stopping.set()
+            answer = accepted.result(STOP_SECONDS)
+        assert answer.status_code == 200, answer.text  # it was there first, so it is answered
+        np.testing.assert_array_equal(volume_from_bytes(answer.content).array, written.array)
         out, err = server.communicate(timeout=STOP_SECONDS)
         assert server.returncode == 0, err
         assert out == ""
