@@ -152,7 +152,11 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 raise
             order = Order(request.state.who, request.state.request, modality, received.sha256)
             made = await queue.run(place, _segment, engine, folder, served, order, received, limits.answer_seconds)
-        return Response(made.mask, media_type=MASK_TYPE, headers=_headers(served, made.findings.flags))
+        return Response(
+            made.mask,
+            media_type=MASK_TYPE,
+            headers=_headers(served.model.uri, served.model.digest, served.registered.version, made.findings.flags),
+        )
 
     @api.post(
         "/v1/jobs",
@@ -205,9 +209,14 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         if record["state"] != "done":
             cause = record.get("error", "ask again later, or send the volume again")
             raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
-        served = await run_in_threadpool(models.find, record["model_version"])
         mask = await run_in_threadpool(jobs.mask, id, request.state.who)
-        return Response(mask, media_type=MASK_TYPE, headers=_headers(served, record["findings"]["flags"]))
+        return Response(
+            mask,
+            media_type=MASK_TYPE,
+            headers=_headers(
+                f"models:/{record['model_version']}", record["digest"], record["version"], record["findings"]["flags"]
+            ),
+        )
 
     @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
     async def cancel(request: Request, id: str) -> dict[str, Any]:
@@ -308,10 +317,10 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("who", "model_version", "attempts")}
 
 
-def _headers(served: Served, flags: Sequence[str]) -> dict[str, str]:
+def _headers(uri: str, digest: str, version: str, flags: Sequence[str]) -> dict[str, str]:
     return {
-        MODEL_HEADER: f"{served.model.uri}; digest={served.model.digest}",
-        VERSION_HEADER: served.registered.version,
+        MODEL_HEADER: f"{uri}; digest={digest}",
+        VERSION_HEADER: version,
         USE_HEADER: RESEARCH_ONLY,
         FLAGS_HEADER: json.dumps(list(flags)),  # in ASCII, which a class name need not be
     }

@@ -83,16 +83,19 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             cause = str(error) or type(error).__name__
             raise ServiceError(f"{self.url} cannot be reached ({cause}); start it with `dropgen serve`") from None
-        if answer.status_code in UNREADY:
+        if answer.status_code in UNREADY and not _from_service(answer):
             raise ServiceError(f"{self.url} answers {answer.status_code}, it is starting, stopping or busy; try later")
         return answer
 
 
 def _died(answer: httpx.Response) -> bool:
-    """Whether Serve's proxy speaks instead of a replica, whose answers are JSON with a sentence."""
-    return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not answer.headers.get(
-        "Content-Type", ""
-    ).startswith("application/json")
+    """Whether Serve's proxy says that a replica failed to answer."""
+    return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not _from_service(answer)
+
+
+def _from_service(answer: httpx.Response) -> bool:
+    """Whether a replica speaks, whose refusals are JSON with a sentence, and no proxy before it."""
+    return bool(answer.headers.get("Content-Type", "").startswith("application/json"))
 
 
 def _sentence(answer: httpx.Response) -> str:
