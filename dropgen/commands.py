@@ -46,6 +46,9 @@ METHOD = option("--method", help="a method of the experiment by its label, for e
 SEED = option("--seed", type=int, help="one seed of the experiment (default: all)")
 ADAPT = "test-time method: tent, sfb or alpha, with options as in 'tent steps=5 bn_stats=source'"
 SEEDS = option("--seeds", type=json.loads, help="number of seeds per method, or a list (default: the experiment's)")
+TOKEN_FILE = option(
+    "--token-file", type=Path, help="file with the service's token (default: DROPGEN_TOKEN, else the one under --root)"
+)
 ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
 
 VERBS: dict[str, Verb] = {
@@ -196,13 +199,21 @@ VERBS: dict[str, Verb] = {
     "serve": Verb(
         "serve a registered model over HTTP",
         "dropgen.serving.app:command",
-        ("serve --name demo", "serve --name demo --alias candidate --port 8080"),
+        ("serve --name demo", "serve --name demo --alias candidate --port 8080", "serve --replicas 1 --max-replicas 4"),
         (
             option("--name", default="demo", help="registered model name (default demo)"),
             option("--alias", default="champion", help="alias to serve (default champion)"),
             option("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"),
             option("--port", type=int, default=8000, help="port to listen on (default 8000)"),
             option("--replicas", type=int, default=1, help="model replicas (default 1)"),
+            option("--max-replicas", type=int, help="replicas under load (default: as many as --replicas)"),
+            TOKEN_FILE,
+            option("--insecure", action="store_true", help="ask for no token; on an address of this machine alone"),
+            option("--models-gb", type=float, help="memory for a replica's models (default: a quarter of its share)"),
+            option("--queue", type=int, default=16, help="requests that a replica takes on at a time (default 16)"),
+            option("--timeout", type=float, default=900, help="seconds to make a mask in, /v1/segment (default 900)"),
+            option("--keep-hours", type=float, default=24, help="hours that a finished job is kept (default 24)"),
+            option("--allow", type=Path, nargs="*", default=[], help="folders whose files jobs may name by path"),
             ADDRESS,
         ),
     ),
@@ -220,6 +231,7 @@ VERBS: dict[str, Verb] = {
             option("--alias", default="champion", help="alias to use (default champion)"),
             option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
             option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            TOKEN_FILE,
             option("--modality", help="modality of the scans, where the model's intensity rule needs it"),
             option("--adapt", help=f"{ADAPT}; `dropgen evaluate --adapt` prints tuned ones"),
             option("--stable-bundle", type=Path, help="Segmenter folder of a rep_only model, for sfb and alpha"),

@@ -70,6 +70,10 @@ class ResourceError(DropGenError):
     """The machine or the cluster lacks disk, memory, processors or a free port."""
 
 
+class TooLargeError(ResourceError):
+    """The volume may be sound, but is more than is taken."""
+
+
 class RegistryError(DropGenError):
     """The model registry does not hold the model that is asked for."""
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from mlflow.exceptions import MlflowException
 
 from dropgen import __version__, console
 from dropgen.errors import RegistryError
-from dropgen.manifest import read_json
+from dropgen.manifest import read_json, write_json
+from dropgen.platform.card import model_card
 from dropgen.platform.segmenter import read_record
 
 KEY = "dropgen.key"
 REGISTERED = "registered"
 PYFUNC = Path(__file__).with_name("pyfunc_model.py")
 ARTIFACTS = "/mlflow/artifacts/"
+CARD = "model_card.json"
 PARAMETER_LIMIT = 6000  # characters; mlflow refuses more
 
 for _name in ("mlflow", "alembic"):
@@ -163,8 +166,11 @@ def register(root: Path, bundle: Path, name: str, alias: str = "champion", run_i
             if run_id is None:
                 run_id = tracker.start_parent(REGISTERED, name, record["spec"])
                 tracker.finish(run_id)
-            source = _log_pyfunc(client, run_id, bundle)
-            version = client.create_model_version(name, source, run_id, tags=tags).version
+            logged = _log_pyfunc(client, run_id, bundle)
+            version = client.create_model_version(name, logged, run_id, tags=tags).version
+        # Written again each time: a model that was evaluated after it was registered gets its scores.
+        source = client.get_model_version(name, version).source or ""
+        write_json(_model_folder(root, source) / CARD, model_card(bundle, name))
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         cause = " ".join(error.message.split())
@@ -172,11 +178,28 @@ def register(root: Path, bundle: Path, name: str, alias: str = "champion", run_i
     return f"models:/{name}@{alias}"
 
 
-def fetch(root: Path, name: str, alias: str = "champion") -> Path:
-    """The bundle folder of `models:/name@alias`.
+@dataclass(frozen=True)
+class Registered:
+    """One version of a registered model.
+
+    Attributes:
+        name: Its name.
+        version: Its number, as text.
+        bundle: Folder of the bundle.
+        card: The model card made when it was registered; None where that was before there were cards.
+    """
+
+    name: str
+    version: str
+    bundle: Path
+    card: dict[str, Any] | None
+
+
+def resolve(root: Path, name: str, alias: str = "champion", version: str | None = None) -> Registered:
+    """Finds `models:/name@alias`, or `models:/name/version`.
 
     Raises:
-        RegistryError: No such model, no such alias, or its files are gone.
+        RegistryError: No such model, alias or version, or its files are gone.
     """
     how = f"run: dropgen register BUNDLE --name {name} --alias {alias} --root {root}"
     if not _database(root).exists():
@@ -187,15 +210,46 @@ def fetch(root: Path, name: str, alias: str = "champion") -> Path:
     except MlflowException:
         known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
         raise RegistryError(f"no model '{name}' is registered under {root} (there: {known}); {how}") from None
-    if alias not in aliases:
+    if version is None and alias not in aliases:
         known = ", ".join(sorted(aliases)) or "none"
         raise RegistryError(f"model '{name}' has no alias '{alias}' yet (there: {known}); {how}")
-    source = client.get_model_version_by_alias(name, alias).source or ""
-    # Only what lies below the artifact folder counts, so a root that was moved still serves.
-    bundle = root / "mlflow" / "artifacts" / source.partition(ARTIFACTS)[2] / "artifacts" / "bundle"
+    number = aliases[alias] if version is None else version
+    try:
+        source = client.get_model_version(name, number).source or ""
+    except MlflowException:
+        raise RegistryError(
+            f"model '{name}' has no version {number}; `dropgen serve` lists them at /v1/models"
+        ) from None
+    folder = _model_folder(root, source)
+    bundle = folder / "artifacts" / "bundle"
     if not bundle.is_dir():
-        raise RegistryError(f"the files of models:/{name}@{alias} are gone from {bundle}; {how}")
-    return bundle
+        uri = f"models:/{name}@{alias}" if version is None else f"models:/{name}/{version}"
+        raise RegistryError(f"the files of {uri} are gone from {bundle}; {how}")
+    return Registered(name, str(number), bundle, read_json(folder / CARD))
+
+
+def fetch(root: Path, name: str, alias: str = "champion") -> Path:
+    """The bundle folder of `models:/name@alias`; raises as `resolve`."""
+    return resolve(root, name, alias).bundle
+
+
+def registered_models(root: Path) -> dict[str, dict[str, Any]]:
+    """Of every registered model its aliases (name to version) and its versions, oldest first."""
+    if not _database(root).exists():
+        return {}
+    client = Tracker(root).client
+    return {
+        # `search_registered_models` leaves the aliases out.
+        model.name: {
+            "aliases": {
+                alias: str(number) for alias, number in client.get_registered_model(model.name).aliases.items()
+            },
+            "versions": sorted(
+                (str(entry.version) for entry in client.search_model_versions(f"name = '{model.name}'")), key=int
+            ),
+        }
+        for model in client.search_registered_models()
+    }
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -209,6 +263,11 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _database(root: Path) -> Path:
     return root / "mlflow" / "mlflow.db"
+
+
+def _model_folder(root: Path, source: str) -> Path:
+    """Only what lies below the artifact folder counts, so a root that was moved still serves."""
+    return root / "mlflow" / "artifacts" / source.partition(ARTIFACTS)[2]
 
 
 def _log_pyfunc(client: MlflowClient, run_id: str, bundle: Path) -> str:

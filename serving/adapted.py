@@ -9,7 +9,7 @@ from dropgen.manifest import digest
 from dropgen.platform.adaptation import build
 from dropgen.platform.adaptation.adapted import AdaptedSegmenter
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.api import Model
+from dropgen.serving.models import Model
 
 
 def adapt(

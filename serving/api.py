@@ -1,151 +1,337 @@
-"""The HTTP face of one Segmenter: NIfTI bytes in, a NIfTI mask on the same grid out.
+"""The HTTP face: NIfTI bytes in, a NIfTI mask on the same grid out, at once or as a job.
 
 It knows nothing of Ray, so that it can be called as any other ASGI application.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import io
-import logging
-import zlib
-from dataclasses import asdict, dataclass
+import errno
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from dropgen import __version__
-from dropgen.errors import DropGenError, VolumeError
-from dropgen.features.studies.volume import GZIP_MAGIC, mask_to_bytes, volume_from_bytes
-from dropgen.manifest import digest
-from dropgen.platform.evaluation.memory import gib
-from dropgen.platform.segmenter import Segmenter, read_record
-from dropgen.serving.room import TooLargeError, require_room
+from dropgen.errors import DropGenError, RegistryError, TooLargeError, VolumeError
+from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.platform.tracking import registered_models
+from dropgen.serving.engine import Engine, Made, Order
+from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
+from dropgen.serving.journal import Journal
+from dropgen.serving.models import Models, Served
+from dropgen.serving.places import BusyError, Queue
+from dropgen.serving.reference import reference_page
+from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
+from dropgen.serving.tokens import Tokens
+from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
-log = logging.getLogger(__name__)
-
-MAX_BYTES = 512 * 2**20  # as sent and unpacked; a CT of 512 x 512 x 1000 voxels at 2 bytes is 500 MiB
 MODEL_HEADER = "X-Dropgen-Model"
-STATUS: dict[type[DropGenError], int] = {TooLargeError: 413, VolumeError: 400, DropGenError: 500}
+VERSION_HEADER = "X-Dropgen-Version"
+USE_HEADER = "X-Dropgen-Use"
+FLAGS_HEADER = "X-Dropgen-Flags"
+MASK_TYPE = "application/gzip"
+NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
+MAX_DIGITS = 30  # of a Content-Length
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+
+class ConflictError(DropGenError):
+    """The job is not in the state that was asked for."""
+
+
+STATUS: dict[type[DropGenError], int] = {
+    TooLargeError: 413, VolumeError: 400, RegistryError: 404, UnknownJobError: 404, BusyError: 429,
+    ConflictError: 409, SlowError: 504, DropGenError: 500,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which model stands behind an answer.
+class Limits:
+    """What a replica takes on.
 
     Attributes:
-        uri: Where it was asked for: `models:/name@alias`, or a bundle's folder.
-        digest: Hash over specification and weights; equal digests mean equal masks.
-        classes: Class names; the index is the label value.
+        max_memory: Bytes that one prediction may take.
+        caps: Of a body at /v1/segment.
+        job_caps: Of a volume at /v1/jobs.
+        queue: Requests for a mask that may wait or be worked on.
+        jobs: Jobs that may be unfinished, over all replicas.
+        answer_seconds: From a received body to its mask.
+        keep_seconds: How long a finished job is kept.
+        sources: Folders that a job's volume may be named in.
     """
 
-    uri: str
-    digest: str
-    classes: tuple[str, ...]
+    max_memory: int
+    caps: Caps = field(default_factory=lambda: Caps(unpacked_bytes=2**29))
+    job_caps: Caps = field(default_factory=lambda: Caps(2**32, 2**33, 2**31, seconds=3600))
+    queue: int = 16
+    jobs: int = 1000
+    answer_seconds: float = 900
+    keep_seconds: float = 24 * 3600
+    sources: tuple[Path, ...] = ()
 
-    @classmethod
-    def of(cls, bundle: Path, uri: str) -> Model:
-        """Describes a bundle."""
-        record = read_record(bundle)
-        return cls(uri, digest(record), tuple(record["spec"]["classes"]))
 
-
-def create_api(segmenter: Segmenter, model: Model, max_memory: int, max_bytes: int = MAX_BYTES) -> FastAPI:
-    """Builds the application around a loaded model.
+def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tuple[FastAPI, Engine, Jobs]:
+    """Builds the application; returns what works on its jobs too.
 
     Args:
-        segmenter: Predicts every mask.
-        model: Named in `/healthz` and in the header `X-Dropgen-Model` of every mask.
-        max_memory: Bytes that one prediction may take; a volume that would need more is refused.
-        max_bytes: Larger bodies are refused, compressed or unpacked.
+        root: Output root: registry, and the folder `service` of jobs, logs and bodies that are being received.
+        models: Predict every mask.
+        tokens: Who may ask.
+        limits: What is taken on.
     """
-    # The documentation pages of FastAPI load scripts from a CDN; /openapi.json needs no network.
+    service = root / "service"
+    spool = service / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
+    engine = Engine(models, Journal(service / "audit.jsonl", durable=True), limits.max_memory)
+    queue = Queue(limits.queue)
+    # FastAPI's own documentation pages load scripts from a CDN.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
-    turn = asyncio.Lock()  # one volume at a time: two would need twice the memory and gain no time on the same cores
+    log = Journal(service / "requests.jsonl")
+    api.add_middleware(Watch, routes=lambda: api.routes, tokens=tokens, metrics=metrics, log=log)
+    binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
+    optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}}}}
 
     @api.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Says that the model is loaded, and which."""
-        return {"status": "ok", "model": asdict(model)}
+        """Says that the default model can answer, and which it is."""
+        served = await run_in_threadpool(models.find)
+        return {"status": "ok", "model": asdict(served.model), "version": served.registered.version}
+
+    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def documentation() -> HTMLResponse:
+        return HTMLResponse(reference_page(api.openapi()), headers={"Content-Security-Policy": NO_LOADS})
+
+    @api.get("/metrics", response_class=Response, responses=_answers(401, 403))
+    async def prometheus() -> Response:
+        """Metrics for Prometheus, over all replicas."""
+        state, waiting = models.state(), await run_in_threadpool(jobs.waiting)
+        page = metrics.text(queue.length, waiting, len(state["loaded"]), state["bytes"])
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+    @api.get("/v1/models", responses=_answers(401, 403))
+    async def list_models() -> dict[str, Any]:
+        """Every registered model with its versions and aliases."""
+        return {"models": await run_in_threadpool(registered_models, root), "memory": models.state()}
+
+    @api.get("/v1/models/{name}", responses=_answers(400, 401, 403, 404, 422))
+    async def show_model(name: str) -> dict[str, Any]:
+        """The model card of the champion, or of `name@alias`."""
+        served = await run_in_threadpool(models.find, name)
+        return {**asdict(served.model), "version": served.registered.version, "card": served.registered.card}
 
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses={200: {"content": {"application/gzip": {}}, "description": "Mask, .nii.gz, on the image's grid"}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
+        responses=_answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, mask=True),
+        openapi_extra=binary,
     )
-    async def segment(request: Request, modality: str | None = None) -> Response:
+    async def segment(
+        request: Request, model: str | None = None, modality: Annotated[str | None, Query(max_length=64)] = None
+    ) -> Response:
         """Segments the .nii or .nii.gz volume in the body."""
-        body = await _receive(request, max_bytes)
-        async with turn:
-            mask = await run_in_threadpool(_segment, segmenter, body, modality, max_bytes, max_memory)
-        header = {MODEL_HEADER: f"{model.uri}; digest={model.digest}"}
-        return Response(mask, media_type="application/gzip", headers=header)
+        served = await run_in_threadpool(models.find, model)
+        served.require_modality(modality)
+        with queue.place() as place:
+            folder = _spooled(spool)
+            try:
+                received = await _receive(request, folder, limits.caps)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            order = Order(request.state.who, request.state.request, modality, received.sha256)
+            made = await queue.run(place, _segment, engine, folder, served, order, received, limits.answer_seconds)
+        return Response(
+            made.mask,
+            media_type=MASK_TYPE,
+            headers=_headers(served.model.uri, served.model.digest, served.registered.version, made.findings.flags),
+        )
+
+    @api.post(
+        "/v1/jobs",
+        status_code=202,
+        responses=_answers(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 507),
+        openapi_extra=optional,
+    )
+    async def submit(
+        request: Request,
+        model: str | None = None,
+        modality: Annotated[str | None, Query(max_length=64)] = None,
+        source: Annotated[str | None, Query(max_length=1024)] = None,
+        idempotency_key: Annotated[str | None, Header(pattern=f"^{KEY.pattern}$")] = None,
+    ) -> dict[str, Any]:
+        """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow."""
+        served = await run_in_threadpool(models.find, model)
+        served.require_modality(modality)
+        if await run_in_threadpool(jobs.waiting) >= limits.jobs:
+            raise BusyError(f"{limits.jobs} jobs are waiting, as many as this service keeps; try later", 60)
+        with jobs.draft() as draft:
+            if source is None:
+                received = await _receive(request, draft, limits.job_caps)
+            else:
+                path = _allowed(source, limits.sources)
+                received = await run_in_threadpool(receive_file, path, draft / VOLUME, limits.job_caps)
+            registered = served.registered
+            fields = {
+                "model": registered.name, "version": registered.version, "digest": served.model.digest,
+                "model_version": f"{registered.name}/{registered.version}", "modality": modality,
+                "request": request.state.request, "input_sha256": received.sha256, "use": RESEARCH_ONLY,
+            }  # fmt: skip
+            record = jobs.accept(draft, request.state.who, idempotency_key, fields)
+        if any(record[name] != fields[name] for name in ("input_sha256", "model", "modality")):
+            raise ConflictError("this Idempotency-Key belongs to a job of another volume, model or modality")
+        return _shown(record)
+
+    @api.get("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
+    async def status(request: Request, id: str) -> dict[str, Any]:
+        """The state of a job: accepted, running, done, failed or cancelled."""
+        return _shown(jobs.read(id, request.state.who))
+
+    @api.get(
+        "/v1/jobs/{id}/result",
+        response_class=Response,
+        responses=_answers(401, 403, 404, 409, 422, mask=True),
+    )
+    async def result(request: Request, id: str) -> Response:
+        """The mask of a job that is done."""
+        record = jobs.read(id, request.state.who)
+        if record["state"] != "done":
+            cause = record.get("error", "ask again later, or send the volume again")
+            raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
+        mask = await run_in_threadpool(jobs.mask, id, request.state.who)
+        return Response(
+            mask,
+            media_type=MASK_TYPE,
+            headers=_headers(
+                f"models:/{record['model_version']}", record["digest"], record["version"], record["findings"]["flags"]
+            ),
+        )
+
+    @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
+    async def cancel(request: Request, id: str) -> dict[str, Any]:
+        """Cancels a job; one that a replica is at ends when the replica looks up."""
+        return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
 
     @api.exception_handler(DropGenError)
     async def refuse(request: Request, error: DropGenError) -> JSONResponse:
-        return _error(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
+        status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+        answer = _error(status, str(error))
+        if isinstance(error, BusyError):
+            answer.headers["Retry-After"] = str(error.seconds)
+        return answer
 
     @api.exception_handler(HTTPException)
     async def misroute(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(RequestValidationError)
     async def misuse(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = (f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
         return _error(422, "; ".join(problems))
 
+    @api.exception_handler(OSError)
+    async def lack(request: Request, error: OSError) -> JSONResponse:
+        return (
+            _error(507, "the server's disk is full; try later") if error.errno in FULL else await fail(request, error)
+        )
+
     @api.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, f"the server failed with {type(error).__name__}; its log says where")
+        log.add(request=request.state.request, error=type(error).__name__, where=_where(error))
+        answer = _error(500, f"the server failed with {type(error).__name__}; its log says where")
+        answer.headers[REQUEST_HEADER] = request.state.request  # this answer does not pass by the middleware
+        return answer
 
-    return api
+    return api, engine, jobs
 
 
-def _segment(segmenter: Segmenter, body: bytes, modality: str | None, max_bytes: int, max_memory: int) -> bytes:
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+REFUSALS = {
+    400: "The volume, the model's name or the modality cannot be used", 401: "No token",
+    403: "Without tokens: not from this machine", 404: "No such model or job",
+    408: "The body did not arrive in time", 409: "The job has no mask, or the key another",
+    413: "Too large", 422: "A parameter is wrong",
+    429: "The queue is full", 500: "The server failed", 504: "The mask was not made in time",
+    507: "The server's disk is full",
+}  # fmt: skip
+
+
+def _answers(*codes: int, mask: bool = False) -> dict[int | str, dict[str, Any]]:
+    """What a route can answer beside its own document, for the OpenAPI description."""
+    told: dict[int | str, dict[str, Any]] = {
+        code: {"description": REFUSALS[code], "content": {"application/json": {"schema": ERROR}}} for code in codes
+    }
+    if mask:
+        told[200] = {"description": "The mask, .nii.gz, on the image's grid", "content": {MASK_TYPE: {}}}
+    return told
+
+
+def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> Made:
     try:
-        volume = volume_from_bytes(_unpack(body, max_bytes), "the uploaded volume")
-        log.info("planned %s of %s GiB", require_room(segmenter, volume, max_memory), gib(max_memory))
-        return mask_to_bytes(segmenter.predict(volume, modality), volume.affine)
-    except MemoryError:
-        raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
+        made = engine.segment(folder, served, order, received.header.voxels, wait=seconds)
+        engine.record(made.mask, served, order)
+        return made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _receive(request: Request, max_bytes: int) -> bytes:
-    if int(request.headers.get("content-length", 0)) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    if not body:
-        raise VolumeError("the request has no body; send the bytes of a .nii or .nii.gz file")
-    return bytes(body)
+def _spooled(spool: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=spool))
 
 
-def _unpack(body: bytes, max_bytes: int) -> bytes:
-    # Unpacked here, up to the cap, and not by the reader: a gzip stream grows a thousandfold.
-    if not body.startswith(GZIP_MAGIC):
-        return body
+async def _receive(request: Request, folder: Path, caps: Caps) -> Received:
+    length = request.headers.get("content-length", "")
+    # Python refuses to read thousands of digits, and nobody has so many bytes.
+    stated = int(length[:MAX_DIGITS]) if length.isascii() and length.isdecimal() else None
     try:
-        data = gzip.GzipFile(fileobj=io.BytesIO(body)).read(max_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise VolumeError(f"the uploaded volume is damaged or truncated ({error}); send it again") from None
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes)
-    return data
+        return await receive(request.stream(), stated, folder / VOLUME, caps)
+    except SlowError as error:
+        raise HTTPException(408, str(error)) from None
 
 
-def _too_large(max_bytes: int) -> TooLargeError:
-    limit = f"{max_bytes / 2**20:g} MiB"
-    return TooLargeError(f"the volume is larger than {limit}, the most this server takes; crop or resample it")
+def _allowed(source: str, folders: tuple[Path, ...]) -> Path:
+    """A file below an allowed folder; links are followed before it is judged, and what exists elsewhere is not told."""
+    if "\0" not in source and not Path(source).is_absolute():
+        for folder in folders:
+            path = (folder / source).resolve()
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                return path
+    raise VolumeError("?source= names no file below a folder that the server allows; see dropgen serve --allow")
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A job as its owner sees it."""
+    return {key: value for key, value in record.items() if key not in ("who", "model_version", "attempts")}
+
+
+def _headers(uri: str, digest: str, version: str, flags: Sequence[str]) -> dict[str, str]:
+    return {
+        MODEL_HEADER: f"{uri}; digest={digest}",
+        VERSION_HEADER: version,
+        USE_HEADER: RESEARCH_ONLY,
+        FLAGS_HEADER: json.dumps(list(flags)),  # in ASCII, which a class name need not be
+    }
+
+
+def _where(error: Exception) -> str:
+    """File and line of the failure; its message is left out, because it can hold what was sent."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "unknown"
 
 
 def _error(status: int, sentence: str) -> JSONResponse:

@@ -1,6 +1,6 @@
-"""`dropgen serve`: a registered model behind Ray Serve, until Ctrl-C.
+"""`dropgen serve`: registered models behind Ray Serve, until Ctrl-C.
 
-The alias is resolved once, here: all replicas, also those that Serve restarts, hold the same version.
+A replica looks an alias up every few seconds, so moving the alias is the rollout.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import io
 import ipaddress
 import logging
 import math
+import os
+import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,34 +40,93 @@ from dropgen import console, memory
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
-from dropgen.serving.api import Model, create_api
+from dropgen.serving.api import Limits, create_api
 from dropgen.serving.client import Client
+from dropgen.serving.engine import work
+from dropgen.serving.models import Models
+from dropgen.serving.telemetry import SHARED
+from dropgen.serving.tokens import VARIABLE, Tokens, server_tokens, token_path
 
 APPLICATION = "dropgen"
+MODEL_SHARE = 0.25  # of a replica's memory, for models; the rest is for predictions
+BUSY_REQUESTS = 2  # per replica, more of which call for another
+DRAIN_POLL_SECONDS = 0.2
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def application(bundle: Path, model: Model, replicas: int, threads: int, gpus: float) -> serve.Application:
-    """Describes the deployment; each replica loads the model before it is reported ready.
+@dataclass(frozen=True)
+class Deployment:
+    """What every replica is told.
+
+    Attributes:
+        root: Output root, on a disk that all nodes see.
+        default: `name@alias` for requests that name no model.
+        tokens: Who may ask.
+        least: Replicas at rest.
+        most: Replicas under load.
+        model_bytes: What the loaded models of a replica may take; None for a quarter of its share of the memory.
+        queue: Requests for a mask that a replica takes on.
+        answer_seconds: From a received body to its mask.
+        keep_seconds: How long a finished job is kept.
+        sources: Folders that a job's volume may be named in.
+    """
+
+    root: Path
+    default: str
+    tokens: Tokens
+    least: int = 1
+    most: int = 1
+    model_bytes: int | None = None
+    queue: int = 16
+    answer_seconds: float = 900
+    keep_seconds: float = 24 * 3600
+    sources: tuple[Path, ...] = ()
+
+
+def application(plan: Deployment, threads: int, gpus: float) -> serve.Application:
+    """Describes the deployment; each replica loads the default model before it is reported ready.
 
     Args:
-        bundle: Segmenter folder, on a disk that all nodes see.
-        model: What answers say of it.
-        replicas: Number of processes.
+        plan: What a replica is told.
         threads: CPU threads of each.
         gpus: Share of a GPU for each; 0 predicts on the CPU.
     """
 
     def build() -> FastAPI:
         torch.set_num_threads(threads)
-        segmenter = Segmenter.load(bundle, "cuda" if gpus else "cpu")
-        return create_api(segmenter, model, memory.available() // replicas)
+        share = memory.available() // plan.most
+        models = Models(
+            plan.root, plan.default, plan.model_bytes or int(share * MODEL_SHARE), "cuda" if gpus else "cpu"
+        )
+        limits = Limits(
+            int(share * (1 - MODEL_SHARE)), queue=plan.queue, answer_seconds=plan.answer_seconds,
+            keep_seconds=plan.keep_seconds, sources=plan.sources,
+        )  # fmt: skip
+        api, engine, jobs = create_api(plan.root, models, plan.tokens, limits)
+        models.segmenter(models.find())
+        threading.Thread(target=work, args=(engine, jobs, limits.job_caps, threading.Event()), daemon=True).start()
+        return api
 
+    scaling: dict[str, Any] = (
+        {"num_replicas": plan.least}
+        if plan.least == plan.most
+        else {
+            "autoscaling_config": {
+                "min_replicas": plan.least, "max_replicas": plan.most, "target_ongoing_requests": BUSY_REQUESTS,
+            }
+        }
+    )  # fmt: skip
     configured = serve.deployment(
         name="segmenter",
-        num_replicas=replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        max_ongoing_requests=10 * plan.queue,  # more than a replica takes on: the 429 of a full queue is the replica's
+        graceful_shutdown_timeout_s=plan.answer_seconds,
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": gpus,
+            "runtime_env": {"env_vars": {SHARED: str(plan.root / "service" / "metrics")}},
+        },
         logging_config=QUIET,
+        **scaling,
     )
     return configured(serve.ingress(build)()).bind()
 
@@ -73,41 +135,61 @@ def command(arguments: argparse.Namespace) -> None:
     """`dropgen serve`; returns when it is interrupted or terminated.
 
     Raises:
-        ConfigError: The host is not this machine alone, or there is no replica.
+        ConfigError: The host is open to others and no token is asked for, a token is none, or there is no replica.
         ResourceError: The port is taken, or there are fewer processors than replicas, or
             the cluster serves something already.
         RegistryError: The model or its alias is not registered.
     """
     if arguments.replicas < 1:
         raise ConfigError(f"--replicas {arguments.replicas} serves nobody; ask for at least 1")
-    host = _require_loopback(arguments.host)
+    if arguments.queue < 1:
+        raise ConfigError(f"--queue {arguments.queue} takes no request; ask for at least 1")
+    host = _require_private(arguments.host, arguments.insecure)
+    if not ipaddress.IPv4Address(host).is_loopback and arguments.token_file is None and VARIABLE not in os.environ:
+        raise ConfigError(
+            f"--host {host} is an address that others reach, and no token was chosen for it; give --token-file or "
+            f"{VARIABLE}, put a proxy with TLS before it, or use 127.0.0.1 and a tunnel such as ssh -L"
+        )
     port = _free_port(host, arguments.port)
     bundle = fetch(arguments.root, arguments.name, arguments.alias)
-    model = Model.of(bundle, f"models:/{arguments.name}@{arguments.alias}")
     Segmenter.load(bundle)  # a damaged bundle or missing weights is one sentence here, and a stack of retries in Serve
+    tokens, made = (Tokens({}), None) if arguments.insecure else server_tokens(arguments.root, arguments.token_file)
+    plan = Deployment(
+        arguments.root, f"{arguments.name}@{arguments.alias}", tokens, arguments.replicas,
+        max(arguments.replicas, arguments.max_replicas or 0), _bytes(arguments.models_gb), arguments.queue,
+        arguments.timeout, 3600 * arguments.keep_hours, tuple(path.resolve() for path in arguments.allow),
+    )  # fmt: skip
     url = f"http://{host}:{port}"
     _on_signals(_interrupt)  # terminated while Ray starts, what has started is still ended
-    with connect(arguments.address, arguments.replicas), _serving(bundle, model, host, port, arguments.replicas):
-        ready = {"ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas}
+    with connect(arguments.address, arguments.replicas), _serving(plan, host, port):
+        ready = {
+            "ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas,
+        }  # fmt: skip
         console.document(ready, indent=None)
-        console.say(f"{model.uri} is ready at {url}/v1/segment (Ctrl-C stops it)")
+        console.say(f"models:/{plan.default} is ready at {url}/v1/segment (Ctrl-C stops it)")
+        if made is not None:
+            console.say(f"token, shown once and kept in {token_path(arguments.root)}: {made}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     console.say("stopped")
 
 
 @contextlib.contextmanager
-def _serving(bundle: Path, model: Model, host: str, port: int, replicas: int) -> Iterator[None]:
+def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
     if others := serve.status().applications:
         raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
-    threads, gpus = _share(replicas)
+    threads, gpus = _share(plan.most)
+    _fresh(plan.root / "service")
     _on_signals(_interrupt)  # again: Ray has put its own in place
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        options = HTTPOptions(host=host, port=port)
+        # Serve itself would answer 500 without a sentence: its limit lies behind ours.
+        options = HTTPOptions(host=host, port=port, request_timeout_s=2 * plan.answer_seconds + 3600)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
-        serve.run(application(bundle, model, replicas, threads, gpus), name=APPLICATION, logging_config=QUIET)
+        serve.run(application(plan, threads, gpus), name=APPLICATION, logging_config=QUIET)
         yield
+        _on_signals(signal.SIG_IGN)
+        _drain()
     finally:
         _on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
         with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
@@ -122,17 +204,39 @@ def _share(replicas: int) -> tuple[int, float]:
     return threads, 1 / math.ceil(replicas / gpus) if gpus else 0
 
 
-def _require_loopback(host: str) -> str:
+def _drain() -> None:
+    """Lets replicas end what they have accepted, while the proxy still takes their answers.
+
+    Each has as long as the deployment's `graceful_shutdown_timeout_s` says; a blocking `delete` gives up after 60 s.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in serve.status().applications:
+            time.sleep(DRAIN_POLL_SECONDS)
+
+
+def _fresh(service: Path) -> None:
+    """Empties what only a running service means something to; one root has one service at a time."""
+    for name in ("metrics", "spool"):
+        shutil.rmtree(service / name, ignore_errors=True)
+        (service / name).mkdir(parents=True)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 2**30)
+
+
+def _require_private(host: str, insecure: bool) -> str:
     address = "127.0.0.1" if host == "localhost" else host
     try:
-        if ipaddress.IPv4Address(address).is_loopback:
-            return address
+        found = ipaddress.IPv4Address(address)
     except ValueError:
-        pass
-    raise ConfigError(
-        f"--host {host} is not an address of this machine alone, and the service asks nobody who they are; "
-        "use 127.0.0.1, and a tunnel such as ssh -L to reach it from elsewhere"
-    )
+        raise ConfigError(f"--host {host} is no IPv4 address; 127.0.0.1 is this machine alone") from None
+    if insecure and not found.is_loopback:
+        raise ConfigError(
+            f"--host {host} with --insecure would let everybody there in; leave --insecure out, or use 127.0.0.1"
+        )
+    return address
 
 
 def _free_port(host: str, port: int) -> int:

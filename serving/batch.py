@@ -22,7 +22,7 @@ import torch
 
 from dropgen import console, memory
 from dropgen.config import Component
-from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, VolumeError
+from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, TooLargeError, VolumeError
 from dropgen.features.studies.volume import Volume, read_grid, read_volume, write_mask
 from dropgen.manifest import digest, file_digest
 from dropgen.platform.evaluation.memory import MemoryPlan, gib
@@ -31,11 +31,12 @@ from dropgen.platform.evaluation.uncertainty import MAPS, extra_passes, predict_
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
 from dropgen.serving.adapted import adapt
-from dropgen.serving.api import Model
 from dropgen.serving.client import Client
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
+from dropgen.serving.models import Model
 from dropgen.serving.quality import BESIDE, Segmented, find, write_beside
-from dropgen.serving.room import TooLargeError, plan_room, require_room
+from dropgen.serving.room import plan_room, require_room
+from dropgen.serving.tokens import client_token
 
 SUFFIXES = (".nii.gz", ".nii")
 CHANNEL = "_0000"  # nnU-Net's mark of an image's only channel; its masks have none
@@ -194,7 +195,7 @@ def _backend(arguments: argparse.Namespace) -> Backend:
     if arguments.url is not None:
         if arguments.bundle is not None or arguments.adapt is not None:
             raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
-        client = Client(arguments.url)
+        client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url))
 
         def through(path: Path) -> Segmented:
             return Segmented(read_volume(path), client.segment(path, modality))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import httpx
 
 from dropgen.errors import ServiceError, VolumeError
 from dropgen.features.studies.volume import Volume, volume_from_bytes
-from dropgen.serving.api import Model
+from dropgen.serving.models import Model
 
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 3600  # one large volume on a CPU takes minutes, and others may wait before it
+TRIES = 20  # of a busy service, or of one whose replica died: the same volume gives the same mask
+RETRY_SECONDS = 30  # between them, at most
 UNREADY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 
 
@@ -21,12 +24,15 @@ class Client:
 
     Args:
         url: For example `http://127.0.0.1:8000`.
+        token: Sent with every request.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # Proxy settings of the environment are left out: a proxy does not know this machine's loopback.
-        self._http = httpx.Client(timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS), trust_env=False)
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)
 
     def model(self) -> Model:
         """The model that the service answers with.
@@ -51,7 +57,7 @@ class Client:
 
         Raises:
             VolumeError: The service refused this file.
-            ServiceError: The service cannot be reached.
+            ServiceError: The service cannot be reached, stays busy or does not know the token.
         """
         try:
             content = path.read_bytes()
@@ -59,6 +65,13 @@ class Client:
             raise VolumeError(f"{path} cannot be read: {error.strerror}") from None
         query = {} if modality is None else {"modality": modality}
         answer = self._send("POST", "/v1/segment", params=query, content=content)
+        for _ in range(TRIES):
+            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not _died(answer):
+                break
+            time.sleep(min(RETRY_SECONDS, float(answer.headers.get("Retry-After", 1))))
+            answer = self._send("POST", "/v1/segment", params=query, content=content)
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS):
+            raise ServiceError(f"{self.url}: {_sentence(answer)}")
         if answer.status_code != httpx.codes.OK:
             raise VolumeError(f"{path}: {_sentence(answer)}")
         mask = volume_from_bytes(answer.content, f"the mask of {path}")
@@ -70,9 +83,19 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             cause = str(error) or type(error).__name__
             raise ServiceError(f"{self.url} cannot be reached ({cause}); start it with `dropgen serve`") from None
-        if answer.status_code in UNREADY:
+        if answer.status_code in UNREADY and not _from_service(answer):
             raise ServiceError(f"{self.url} answers {answer.status_code}, it is starting, stopping or busy; try later")
         return answer
+
+
+def _died(answer: httpx.Response) -> bool:
+    """Whether Serve's proxy says that a replica failed to answer."""
+    return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not _from_service(answer)
+
+
+def _from_service(answer: httpx.Response) -> bool:
+    """Whether a replica speaks, whose refusals are JSON with a sentence, and no proxy before it."""
+    return bool(answer.headers.get("Content-Type", "").startswith("application/json"))
 
 
 def _sentence(answer: httpx.Response) -> str:

@@ -5,15 +5,11 @@ A file of a few hundred bytes can claim voxels so large that its resampled grid 
 
 from __future__ import annotations
 
-from dropgen.errors import ResourceError, VolumeError
+from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.prepare import Grid
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.evaluation.memory import MemoryPlan, gib, plan_memory
 from dropgen.platform.segmenter import Segmenter
-
-
-class TooLargeError(ResourceError):
-    """The volume is sound, but more than is taken."""
 
 
 def plan_room(segmenter: Segmenter, volume: Volume, maps: int = 0) -> MemoryPlan:

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from dropgen.config import Component
 from dropgen.features.studies.volume import Volume, write_volume
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.api import Model
+from dropgen.platform.tracking import register
+from dropgen.serving.models import Model
 from tests_support.segmenters import make_segmenter
 
 
@@ -51,6 +52,14 @@ def bundle(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def model(bundle: Path) -> Model:
     return Model.of(bundle, "models:/blobs@champion")
+
+
+@pytest.fixture(scope="session")
+def registry(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output root with `blobs` registered."""
+    root = tmp_path_factory.mktemp("registry")
+    register(root, bundle, "blobs")
+    return root
 
 
 @pytest.fixture

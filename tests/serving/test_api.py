@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
+import json
+import re
+import tempfile
+import time
 from collections.abc import Callable
+from html import unescape
+from pathlib import Path
 
 import httpx
 import nibabel as nib
@@ -13,8 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropgen.features.studies.volume import Volume, volume_from_bytes
+from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.api import Model, create_api
+from dropgen.platform.tracking import register
+from dropgen.serving.api import Limits, create_api
+from dropgen.serving.engine import work_once
+from dropgen.serving.models import Model, Models
+from dropgen.serving.tokens import Tokens
+from dropgen.serving.upload import Caps
+
+HERE = "http://127.0.0.1:8000"
 
 
 def nifti(array: np.ndarray, affine: np.ndarray | None = None) -> bytes:
@@ -24,15 +39,21 @@ def nifti(array: np.ndarray, affine: np.ndarray | None = None) -> bytes:
 def call(api: FastAPI, method: str, path: str, **request: object) -> httpx.Response:
     async def once() -> httpx.Response:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
             return await client.request(method, path, **request)
 
     return asyncio.run(once())
 
 
+def build(root: Path, tokens: Tokens | None = None, models: Models | None = None, **limits: object) -> FastAPI:
+    models = models or Models(root, "blobs@champion", 2**30)
+    settled = Limits(**{"max_memory": 2**27} | limits)  # type: ignore[arg-type]
+    return create_api(root, models, tokens or Tokens({}), settled)[0]
+
+
 @pytest.fixture(scope="module")
-def api(segmenter: Segmenter, model: Model) -> FastAPI:
-    return create_api(segmenter, model, max_memory=2**27)
+def api(registry: Path) -> FastAPI:
+    return build(registry)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["nii", "nii.gz"])
@@ -51,6 +72,9 @@ def test_mask_is_the_segmenters_own_on_the_grid_that_was_sent(
     np.testing.assert_array_equal(mask.array, expected)
     assert expected.any()
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-5)  # NIfTI stores float32
+    assert answer.headers["X-Dropgen-Version"] == "1"
+    assert answer.headers["X-Dropgen-Use"] == "research use only"
+    assert answer.headers["X-Dropgen-Flags"] == "[]"
     assert answer.headers["X-Dropgen-Model"] == f"models:/blobs@champion; digest={model.digest}"
 
 
@@ -81,7 +105,7 @@ def test_broken_upload_is_refused_in_one_sentence(api: FastAPI, case: str) -> No
     assert word in answer.json()["error"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)  # each starts a reader; test_upload flips more of them
 @given(data=st.data())
 def test_any_flipped_header_byte_gives_a_mask_or_a_refusal(api: FastAPI, data: st.DataObject) -> None:
     body = bytearray(nifti(GOOD))
@@ -91,27 +115,21 @@ def test_any_flipped_header_byte_gives_a_mask_or_a_refusal(api: FastAPI, data: s
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["length stated", "length unstated"])
-def test_body_over_the_cap_is_refused_as_it_arrives(segmenter: Segmenter, model: Model, stream: bool) -> None:
+def test_body_over_the_cap_is_refused_as_it_arrives(registry: Path, stream: bool) -> None:
     sent = 0
 
     async def endless():  # type: ignore[no-untyped-def]
         nonlocal sent
         while True:
             sent += 1000
-            yield bytes(1000)
+            yield head if sent == 1000 else bytes(1000)
 
-    api = create_api(segmenter, model, max_memory=2**27, max_bytes=10_000)
+    head = nifti(np.zeros((30, 30, 30), np.float32))[:1000]
+    api = build(registry, caps=Caps(10_000, 10**6, 10**6))
     answer = call(api, "POST", "/v1/segment", content=endless() if stream else bytes(20_000))
     assert answer.status_code == 413
     assert "larger than" in answer.json()["error"]
     assert sent <= 12_000
-
-
-def test_gzip_bomb_is_refused_before_it_unfolds(segmenter: Segmenter, model: Model) -> None:
-    bomb = gzip.compress(bytes(5_000_000))
-    api = create_api(segmenter, model, max_memory=2**27, max_bytes=1_000_000)
-    assert len(bomb) < 10_000
-    assert call(api, "POST", "/v1/segment", content=bomb).status_code == 413
 
 
 def test_small_file_that_claims_giant_voxels_is_refused_with_numbers(api: FastAPI) -> None:
@@ -134,7 +152,7 @@ def test_health_answers_while_a_volume_is_segmented(
 
     async def both() -> tuple[list[str], list[bytes]]:
         ended: list[str] = []
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=HERE) as client:
 
             async def noted(name: str, request: object) -> httpx.Response:
                 answer = await request  # type: ignore[misc]
@@ -142,10 +160,261 @@ def test_health_answers_while_a_volume_is_segmented(
                 return answer  # type: ignore[no-any-return]
 
             masks = [asyncio.create_task(noted("mask", client.post("/v1/segment", content=body))) for _ in range(2)]
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
             await noted("health", client.get("/healthz"))
             return ended, [(await mask).content for mask in masks]
 
     ended, masks = asyncio.run(both())
     assert ended[0] == "health"
     assert masks[0] == masks[1]
+
+
+def test_a_token_is_asked_for_and_nobody_learns_anything_without(registry: Path) -> None:
+    api = build(registry, Tokens.of({"anna": "a" * 20}))
+    for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/segment"), ("GET", "/openapi.json")):
+        answer = call(api, method, path)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert call(api, method, path, headers={"Authorization": "Bearer " + "a" * 19}).status_code == 401
+    assert call(api, "GET", "/v1/models", headers={"Authorization": "Bearer " + "a" * 20}).status_code == 200
+    assert call(api, "GET", "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "rebound.example:8000"}, {"Host": "127.0.0.1.example"}, {"Host": ""}, {"Origin": "http://evil.example"},
+     {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"}],
+)  # fmt: skip
+def test_without_tokens_no_page_in_a_browser_of_this_machine_can_ask(
+    api: FastAPI, registry: Path, headers: dict[str, str]
+) -> None:
+    answer = call(api, "GET", "/v1/models", headers=headers)
+    assert (answer.status_code, list(answer.json())) == (403, ["error"])
+    guarded = build(registry, Tokens.of({"anna": "a" * 20}))
+    assert call(guarded, "GET", "/v1/models", headers=headers).status_code == 401
+    assert call(guarded, "GET", "/v1/models", headers=headers | {"Authorization": "Bearer " + "a" * 20}).is_success
+
+
+def test_without_tokens_this_machine_and_the_services_own_pages_can_ask(api: FastAPI) -> None:
+    for headers in ({"Host": "localhost:8000"}, {"Host": "[::1]:8000"}, {"Origin": HERE}):
+        assert call(api, "GET", "/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "9" * 19, "-1", "1e9", "\u00b2"])
+def test_a_forged_length_is_too_large_or_not_believed(api: FastAPI, length: str) -> None:
+    headers = [(b"Content-Length", length.encode("latin-1"))]
+    answer = call(api, "POST", "/v1/segment", content=nifti(GOOD), headers=headers)
+    assert answer.status_code == (413 if length.startswith("9") else 200), answer.text
+
+
+def test_a_full_disk_is_a_507_that_leaves_nothing(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, *_: object) -> Path:
+        made = Path(tempfile.mkdtemp(dir=registry / "service" / "spool"))
+        (made / "volume.nii").symlink_to("/dev/full")
+        return made
+
+    api = build(registry)
+    monkeypatch.setattr("dropgen.serving.api._spooled", full)
+    answer = call(api, "POST", "/v1/segment", content=nifti(np.zeros((64, 64, 64), np.float32)))
+    assert (answer.status_code, answer.json()["error"]) == (507, "the server's disk is full; try later")
+    assert not list((registry / "service" / "spool").iterdir())
+
+
+def test_nothing_of_a_header_gets_into_the_mask(api: FastAPI) -> None:
+    image = nib.Nifti1Image(GOOD, np.eye(4))
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        image.header[field] = b"Meier"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Meier"))
+    body = bytes(image.to_bytes())
+    assert body.count(b"Meier") == 5
+    answer = call(api, "POST", "/v1/segment", content=body)
+    assert answer.status_code == 200, answer.text
+    assert b"Meier" not in gzip.decompress(answer.content) + str(answer.headers).encode()
+
+
+def test_the_page_of_the_interface_shows_every_route_to_anybody_and_loads_nothing(registry: Path) -> None:
+    api = build(registry, Tokens.of({"anna": "a" * 20}))
+    answer = call(api, "GET", "/docs")
+    assert answer.status_code == 200
+    for path, methods in api.openapi()["paths"].items():
+        for method, route in methods.items():
+            assert f"<b>{method.upper()}</b>{path}</h2>" in answer.text
+            assert route["description"] in unescape(answer.text)
+    assert not re.search(r"src=|href=|url\(|@import|<script", answer.text)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_a_request_id_is_taken_where_it_is_one_and_answered_back(api: FastAPI) -> None:
+    given = call(api, "GET", "/healthz", headers={"X-Request-Id": "scan-0001"})
+    assert given.headers["X-Request-Id"] == "scan-0001"
+    for wrong in ("x", "a b c d e f g h", "Meier^Anna", "a" * 65):
+        made = call(api, "GET", "/nowhere", headers={"X-Request-Id": wrong}).headers["X-Request-Id"]
+        assert made != wrong
+        assert len(made) == 32
+
+
+def test_a_job_gives_the_mask_of_the_request_and_each_leaves_one_audit_line(
+    registry: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
+    models = Models(registry, "blobs@champion", 2**30)
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, models, Tokens({}), limits)
+    volume = oblique_volume(5)
+    body = nifti(volume.array, volume.affine)
+    direct = call(api, "POST", "/v1/segment", content=body).content
+    job = call(api, "POST", "/v1/jobs", content=gzip.compress(body), headers={"Idempotency-Key": "scan-0005"})
+    assert job.status_code == 202, job.text
+    identity = job.json()["id"]
+    again = call(api, "POST", "/v1/jobs", content=body, headers={"Idempotency-Key": "scan-0005"})
+    assert again.json()["id"] == identity
+    other = nifti(oblique_volume(6).array)
+    assert call(api, "POST", "/v1/jobs", content=other, headers={"Idempotency-Key": "scan-0005"}).status_code == 409
+    assert call(api, "GET", f"/v1/jobs/{identity}/result").status_code == 409
+    assert work_once(engine, jobs, limits.job_caps)
+    assert not work_once(engine, jobs, limits.job_caps)
+    done = call(api, "GET", f"/v1/jobs/{identity}").json()
+    assert (done["state"], done["model"], done["version"], done["use"]) == ("done", "blobs", "1", "research use only")
+    assert call(api, "GET", f"/v1/jobs/{identity}/result").content == direct
+    lines = [json.loads(line) for line in (registry / "service" / "audit.jsonl").read_text().splitlines()]
+    assert [line["output_sha256"] for line in lines].count(done["output_sha256"]) == 2
+    assert [line["job"] for line in lines].count(identity) == 1
+    assert {line["input_sha256"] for line in lines if line["job"] == identity} == {hashlib.sha256(body).hexdigest()}
+
+
+def test_a_mask_unlike_those_of_the_training_is_flagged_in_its_answer_and_in_its_job(
+    registry: Path, segmenter: Segmenter, oblique_volume: Callable[[int], Volume], tmp_path: Path
+) -> None:
+    volume = oblique_volume(6)
+    usual = record_classes([segmenter.predict(oblique_volume(seed)) for seed in (6, 6)], 0.002, ("b", "left", "right"))
+    far = usual["right"].model_copy(update={"log_ml": 9.0, "log_sd": 0.01, "present": 9})
+    spec = segmenter.spec.model_copy(update={"training": {"left": usual["left"], "right": far}})
+    Segmenter(spec, segmenter.network, segmenter.method, segmenter._extractor).save(tmp_path / "bundle")
+    register(registry, tmp_path / "bundle", "odd")
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, Models(registry, "odd@champion", 2**30), Tokens({}), limits)
+    body = nifti(volume.array, volume.affine)
+    direct = call(api, "POST", "/v1/segment", content=body)
+    (flag,) = json.loads(direct.headers["X-Dropgen-Flags"])
+    assert flag.startswith("right has ") and " ml, expected " in flag
+    path = f"/v1/jobs/{call(api, 'POST', '/v1/jobs', content=body).json()['id']}"
+    assert work_once(engine, jobs, limits.job_caps)
+    assert call(api, "GET", f"{path}/result").headers["X-Dropgen-Flags"] == direct.headers["X-Dropgen-Flags"]
+    findings = call(api, "GET", path).json()["findings"]
+    assert findings["flags"] == [flag]
+    counts = np.bincount(volume_from_bytes(direct.content).array.astype(int).ravel())
+    assert findings["voxels"] == {"left": counts[1], "right": counts[2]}
+
+
+def test_a_mask_that_was_made_before_a_death_is_neither_made_nor_audited_again(
+    registry: Path, oblique_volume: Callable[[int], Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, Models(registry, "blobs@champion", 2**30), Tokens({}), limits)
+    body = nifti(oblique_volume(6).array)
+    identity = call(api, "POST", "/v1/jobs", content=body).json()["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            work_once(engine, jobs, limits.job_caps)
+    assert jobs.read(identity, "anyone")["state"] == "running"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "segment", None)
+        assert work_once(engine, jobs, limits.job_caps)
+    assert jobs.read(identity, "anyone")["state"] == "done"
+    assert jobs.read(identity, "anyone")["findings"]["voxels"]
+    lines = [json.loads(line)["job"] for line in (registry / "service" / "audit.jsonl").read_text().splitlines()]
+    assert lines.count(identity) == 1
+
+
+def test_a_job_may_name_a_file_of_an_allowed_folder_and_none_elsewhere(registry: Path, tmp_path: Path) -> None:
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret.nii"
+    allowed.mkdir()
+    (allowed / "scan.nii").write_bytes(nifti(GOOD))
+    secret.write_bytes(nifti(GOOD))
+    (allowed / "link.nii").symlink_to(secret)
+    api = build(registry, sources=(allowed,))
+    taken = call(api, "POST", "/v1/jobs", params={"source": "scan.nii"})
+    assert taken.status_code == 202, taken.text
+    assert call(api, "DELETE", f"/v1/jobs/{taken.json()['id']}").json()["state"] == "cancelled"
+    for source in ("link.nii", "../secret.nii", str(secret), "file:///etc/passwd", "http://x/y.nii", "no.nii", "a\0b"):
+        refused = call(api, "POST", "/v1/jobs", params={"source": source})
+        assert refused.status_code == 400, source
+        assert "allows" in refused.json()["error"]
+    assert call(build(registry), "POST", "/v1/jobs", params={"source": "scan.nii"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "wanted", ["../blobs", "models:/blobs@champion", "s3://bucket/x", "blobs@../x", "blobs/1/2", "/etc"]
+)
+def test_a_model_is_a_name_and_never_an_address(api: FastAPI, wanted: str) -> None:
+    answer = call(api, "POST", "/v1/segment", params={"model": wanted}, content=nifti(GOOD))
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+def test_models_are_listed_with_their_cards(api: FastAPI) -> None:
+    listed = call(api, "GET", "/v1/models").json()["models"]
+    assert listed["blobs"] == {"aliases": {"champion": "1"}, "versions": ["1"]}
+    shown = call(api, "GET", "/v1/models/blobs").json()
+    assert shown["card"]["use"] == "research use only"
+    assert shown["card"]["data"]["classes"] == ["background", "left", "right"]
+    assert call(api, "GET", "/v1/models/nobody").status_code == 404
+
+
+def test_a_full_queue_says_when_to_come_back(registry: Path, oblique_volume: Callable[[int], Volume]) -> None:
+    api = build(registry, queue=1)
+    body = nifti(oblique_volume(7).array)
+
+    async def three() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=HERE) as client:
+            return list(await asyncio.gather(*(client.post("/v1/segment", content=body) for _ in range(3))))
+
+    answers = asyncio.run(three())
+    assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
+    busy = next(answer for answer in answers if answer.status_code == 429)
+    assert int(busy.headers["Retry-After"]) >= 1
+    assert "waiting" in busy.json()["error"]
+
+
+def test_a_mask_that_takes_too_long_is_a_504_with_a_sentence(
+    registry: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
+    answer = call(build(registry, answer_seconds=0.01), "POST", "/v1/segment", content=nifti(oblique_volume(8).array))
+    assert answer.status_code == 504
+    assert "/v1/jobs" in answer.json()["error"]
+
+
+def test_what_took_too_long_keeps_its_place_until_it_ends_and_leaves_nothing(
+    registry: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
+    api, spool = build(registry, answer_seconds=0.01, queue=1), registry / "service" / "spool"
+    body = nifti(oblique_volume(8).array)
+    statuses = [call(api, "POST", "/v1/segment", content=body).status_code for _ in range(2)]
+    assert statuses == [504, 429]
+    deadline = time.monotonic() + 60
+    while list(spool.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(spool.iterdir())
+    while call(api, "POST", "/v1/segment", content=b"").status_code == 429 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert call(api, "POST", "/v1/segment", content=b"").status_code == 400
+
+
+def test_metrics_count_and_no_log_holds_what_a_client_named(registry: Path) -> None:
+    api = build(registry)
+    planted = np.ones((6, 5, 4), np.float32)
+    image = nib.Nifti1Image(planted, np.eye(4))
+    image.header["descrip"] = b"Meier^Anna"
+    call(api, "POST", "/v1/segment", content=bytes(image.to_bytes()), params={"modality": "Meier"})
+    call(api, "GET", "/v1/jobs/Meier_Anna.nii.gz")
+    call(api, "GET", "/Meier_Anna.nii.gz")
+    page = call(api, "GET", "/metrics").text
+    assert 'dropgen_requests_total{code="404",route="/v1/jobs/{id}"} 1.0' in page
+    for name in (
+        "dropgen_request_seconds_bucket",
+        "dropgen_queue_length",
+        "dropgen_loaded_models",
+        "dropgen_replica_rss",
+    ):
+        assert name in page
+    logs = "".join((registry / "service" / name).read_text() for name in ("requests.jsonl", "audit.jsonl"))
+    assert "Meier" not in logs + page
+    assert all(json.loads(line)["request"] for line in logs.splitlines())

@@ -7,23 +7,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 
 from dropgen.__main__ import main
+from dropgen.errors import ServiceError
 from dropgen.features.studies.study import Case, load_study
-from dropgen.features.studies.volume import Volume, read_mask, write_mask, write_volume
+from dropgen.features.studies.volume import Volume, read_mask, volume_from_bytes, write_mask, write_volume
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.tracking import fetch, register
 from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.serving.client import Client
+from dropgen.serving.tokens import VARIABLE, client_token
 from tests_support.tiny import fill_store, tiny_experiment
 
 START_SECONDS, STOP_SECONDS = 180, 60
@@ -103,7 +108,11 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         names = " ".join(relative.name() for relative in family)
         assert "raylet" in names
 
-        served = Client(ready["url"]).segment(registered.case.image)
+        token = client_token(registered.root, None, ready["url"])
+        assert token is not None
+        with pytest.raises(ServiceError, match="token"):
+            Client(ready["url"]).segment(registered.case.image)
+        served = Client(ready["url"], token).segment(registered.case.image)
         written = read_mask(registered.evaluated)
         np.testing.assert_array_equal(served.array, written.array)
         np.testing.assert_array_equal(served.affine, written.affine)
@@ -121,7 +130,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         scans.mkdir()
         shutil.copy(registered.case.image, scans / "good.nii.gz")
         (scans / "broken.nii.gz").write_bytes(registered.case.image.read_bytes()[:-50])
-        remote = ["segment", str(scans), str(masks), "--url", ready["url"], "--json"]
+        remote = ["segment", str(scans), str(masks), "--url", ready["url"], "--json", "--root", str(registered.root)]
         assert main(remote) == 2
         assert "1 of 2 files failed: broken.nii.gz" in capsys.readouterr().err
         np.testing.assert_array_equal(read_mask(masks / "good.nii.gz").array, written.array)
@@ -134,7 +143,31 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         assert main(["serve", "--name", "tiny", "--port", str(port), "--root", str(registered.root)]) == 2
         assert f"127.0.0.1:{port}" in capsys.readouterr().err
 
-        os.killpg(server.pid, signal.SIGINT)
+        on_its_way, stopping = threading.Event(), threading.Event()
+
+        def halting() -> Iterator[bytes]:
+            body = registered.case.image.read_bytes()
+            yield body[: len(body) // 2]
+            on_its_way.set()
+            stopping.wait(STOP_SECONDS)
+            yield body[len(body) // 2 :]
+
+        headers, metrics = {"Authorization": f"Bearer {token}"}, f"{ready['url']}/metrics"
+        with ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(
+                httpx.post, f"{ready['url']}/v1/segment", content=halting(), headers=headers, timeout=STOP_SECONDS
+            )
+            assert on_its_way.wait(STOP_SECONDS)
+            deadline = time.monotonic() + STOP_SECONDS
+            while "dropgen_queue_length 1.0" not in httpx.get(metrics, headers=headers).text:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(server.pid, signal.SIGINT)
+            time.sleep(1)
+            stopping.set()
+            answer = accepted.result(STOP_SECONDS)
+        assert answer.status_code == 200, answer.text  # it was there first, so it is answered
+        np.testing.assert_array_equal(volume_from_bytes(answer.content).array, written.array)
         out, err = server.communicate(timeout=STOP_SECONDS)
         assert server.returncode == 0, err
         assert out == ""
@@ -178,9 +211,20 @@ def test_damaged_bundle_is_one_sentence_before_ray_starts(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.7.7", "example.org"])
-def test_addresses_that_others_reach_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+def test_addresses_that_others_reach_are_refused_without_a_chosen_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     assert main(["serve", "--host", host, "--root", str(tmp_path)]) == 2
     assert f"--host {host}" in capsys.readouterr().err
+
+
+def test_an_open_address_without_a_token_is_refused_also_when_told_not_to_care(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--host", "0.0.0.0", "--insecure", "--root", str(tmp_path)]) == 2
+    assert "--insecure would let everybody" in capsys.readouterr().err
+    assert not (tmp_path / "service").exists()
 
 
 def test_no_replica_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ from dropgen.__main__ import main
 from dropgen.errors import ConfigError, ResourceError, ServiceError
 from dropgen.features.studies.volume import Volume, read_mask, read_volume, write_volume
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.api import Model
 from dropgen.serving.batch import Segment, find_scans, segment_folder
+from dropgen.serving.models import Model
 from dropgen.serving.quality import Segmented
 
 

@@ -18,8 +18,8 @@ from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.evaluation.uncertainty import predict_uncertain
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.api import Model
 from dropgen.serving.batch import segment_folder
+from dropgen.serving.models import Model
 from tests_support.segmenters import make_segmenter
 
 

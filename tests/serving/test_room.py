@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dropgen.config import Component
-from dropgen.errors import ResourceError
+from dropgen.errors import ResourceError, TooLargeError
 from dropgen.features.studies.volume import Volume
-from dropgen.serving.room import TooLargeError, plan_room, require_room
+from dropgen.serving.room import plan_room, require_room
 from tests_support.segmenters import make_segmenter
 
 EDGE = 512

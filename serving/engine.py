@@ -1,0 +1,183 @@
+"""From a received volume to a mask in the audit log: the one way that requests and jobs share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dropgen.console import warn
+from dropgen.errors import DropGenError, TooLargeError, VolumeError
+from dropgen.features.studies.volume import Volume, mask_to_bytes
+from dropgen.manifest import read_json, write_bytes
+from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.platform.evaluation.memory import READING_BYTES, gib
+from dropgen.serving.decode import decode
+from dropgen.serving.header import HEADER_BYTES, check_header
+from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
+from dropgen.serving.journal import Journal
+from dropgen.serving.models import Models, Served
+from dropgen.serving.quality import Findings, Segmented, find
+from dropgen.serving.room import require_room
+from dropgen.serving.upload import Caps, SlowError
+
+log = logging.getLogger(__name__)
+
+VOXELS = "voxels.npy"
+POLL_SECONDS = 0.5  # between looks for a job
+SWEEP_SECONDS = 60.0  # between looks for what has expired
+
+
+@dataclass(frozen=True)
+class Order:
+    """Who asked for what.
+
+    Attributes:
+        who: Name of the token.
+        request: Id of the request.
+        modality: As it was given.
+        sha256: Of the volume's bytes.
+        job: Its id, for a job.
+    """
+
+    who: str
+    request: str
+    modality: str | None
+    sha256: str
+    job: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of an order.
+
+    Attributes:
+        mask: .nii.gz, on the volume's grid.
+        findings: What is told of it.
+    """
+
+    mask: bytes
+    findings: Findings
+
+
+class Engine:
+    """Predicts one volume at a time: two would need twice the memory and gain no time on the same cores.
+
+    Args:
+        models: Where models come from.
+        audit: Gets one line for each mask.
+        max_memory: Bytes that one prediction may take; a volume that would need more is refused.
+    """
+
+    def __init__(self, models: Models, audit: Journal, max_memory: int) -> None:
+        self._models = models
+        self._audit = audit
+        self._max_memory = max_memory
+        self._turn = threading.Lock()
+
+    def segment(self, folder: Path, served: Served, order: Order, voxels: int, wait: float = -1) -> Made:
+        """The mask of `folder/volume.nii`, made slab by slab, with what is told of it.
+
+        Args:
+            folder: Holds the volume; its voxels are mapped from there and removed afterwards.
+            served: The model.
+            order: Who asked.
+            voxels: How many the header promises.
+            wait: Seconds to wait for a turn; -1 waits for ever.
+
+        Raises:
+            SlowError: Others were still before it.
+            VolumeError: The volume cannot be used.
+            TooLargeError: Reading it, or its prediction, would not fit in memory.
+        """
+        if (needed := READING_BYTES * voxels) > self._max_memory:
+            raise TooLargeError(
+                f"reading the volume takes {gib(needed)} GiB of memory where {gib(self._max_memory)} GiB are free; "
+                "crop or resample it"
+            )
+        if not self._turn.acquire(timeout=wait):
+            raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
+        try:
+            volume = decode(folder / VOLUME, folder / VOXELS, voxels)
+            segmenter = self._models.segmenter(served)
+            plan = require_room(segmenter, volume, self._max_memory)
+            log.info("planned %s of %s GiB", plan, gib(self._max_memory))
+            mask = Volume(segmenter.predict(volume, order.modality), volume.affine)
+            findings = find(Segmented(volume, mask), segmenter.spec.classes, segmenter.spec.training)
+            return Made(mask_to_bytes(mask.array, mask.affine), findings)
+        except MemoryError:
+            raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
+        finally:
+            (folder / VOXELS).unlink(missing_ok=True)
+            self._turn.release()
+
+    def record(self, mask: bytes, served: Served, order: Order) -> str:
+        """Writes the audit line of a mask; returns the mask's id, its sha256."""
+        output = hashlib.sha256(mask).hexdigest()
+        self._audit.add(
+            who=order.who, request=order.request, job=order.job, input_sha256=order.sha256,
+            model=served.registered.name, version=served.registered.version, digest=served.model.digest,
+            output_sha256=output, use=RESEARCH_ONLY,
+        )  # fmt: skip
+        return output
+
+    def audited(self, job: str) -> bool:
+        """Whether a job has its line already."""
+        return self._audit.holds(job=job)
+
+    def find(self, wanted: str) -> Served:
+        """See `Models.find`."""
+        return self._models.find(wanted)
+
+
+def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
+    """Takes one job to its end; False where there was none.
+
+    Killed at any point, the next call of any process goes on: a mask that is there is not made again, and a line of
+    the audit log is not written twice.
+    """
+    with jobs.claim() as folder:
+        if folder is None:
+            return False
+        record = read_json(folder / RECORD)
+        order = Order(record["who"], record["request"], record["modality"], record["input_sha256"], record["id"])
+        try:
+            served = engine.find(record["model_version"])  # the version of when it was accepted
+            mask = folder / MASK
+            again = mask.exists()
+            if not again:
+                with (folder / VOLUME).open("rb") as file:
+                    header = check_header(file.read(HEADER_BYTES), caps.voxels)
+                made = engine.segment(folder, served, order, header.voxels)
+                if jobs.cancelled(folder):
+                    jobs.finish(folder, "cancelled")
+                    return True
+                jobs.note(folder, findings=asdict(made.findings))
+                write_bytes(mask, made.mask)
+            if not (again and engine.audited(record["id"])):
+                engine.record(mask.read_bytes(), served, order)
+            jobs.finish(folder, "done", output_sha256=hashlib.sha256(mask.read_bytes()).hexdigest())
+        except DropGenError as error:
+            kind = "refused" if isinstance(error, (VolumeError, TooLargeError)) else "failed"
+            jobs.finish(folder, "failed", error=str(error), kind=kind)
+        except Exception as error:  # whatever this volume brought about, the others are not to pay for it
+            jobs.finish(folder, "failed", error=f"the server failed with {type(error).__name__}", kind="failed")
+    return True
+
+
+def work(engine: Engine, jobs: Jobs, caps: Caps, stop: threading.Event) -> None:
+    """Works on jobs until told to stop."""
+    swept = 0.0
+    while not stop.is_set():
+        try:
+            if time.monotonic() - swept > SWEEP_SECONDS:
+                jobs.expire(time.time())
+                swept = time.monotonic()
+            if work_once(engine, jobs, caps):
+                continue
+        except OSError as error:  # a full disk may have room again
+            warn(f"jobs cannot be worked on: {error.strerror}")
+        stop.wait(POLL_SECONDS)

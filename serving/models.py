@@ -1,0 +1,171 @@
+"""The models of one replica: found by name, version or alias, loaded on demand, the least recently used let go."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dropgen.errors import TooLargeError, VolumeError
+from dropgen.manifest import digest
+from dropgen.platform.segmenter import WEIGHTS_FILE, Segmenter, read_record
+from dropgen.platform.tracking import Registered, resolve
+
+POLL_SECONDS = 5.0  # how long an alias that was moved may still give its old version
+WANTED = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})(?:@(?P<alias>[A-Za-z0-9._-]{1,64})|/(?P<version>[0-9]{1,9}))?")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model stands behind an answer.
+
+    Attributes:
+        uri: Where it was asked for: `models:/name@alias`, or a bundle's folder.
+        digest: Hash over specification and weights; equal digests mean equal masks.
+        classes: Class names; the index is the label value.
+    """
+
+    uri: str
+    digest: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, bundle: Path, uri: str) -> Model:
+        """Describes a bundle."""
+        record = read_record(bundle)
+        return cls(uri, digest(record), tuple(record["spec"]["classes"]))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A registered version as it answers.
+
+    Attributes:
+        registered: Name, version, bundle, card.
+        model: What answers say of it.
+        modalities: Of which one must be named with a request; empty where none need be.
+    """
+
+    registered: Registered
+    model: Model
+    modalities: tuple[str, ...]
+
+    def require_modality(self, modality: str | None) -> None:
+        """Refuses a request before its body arrives.
+
+        Raises:
+            VolumeError: The model needs a modality, and this is none of its.
+        """
+        if self.modalities and modality not in self.modalities:
+            raise VolumeError(
+                f"model '{self.registered.name}' scales intensities by modality, and the request names "
+                f"{'none' if modality is None else 'an unknown one'}; add ?modality= one of "
+                f"{', '.join(self.modalities)}"
+            )
+
+
+class Models:
+    """Finds and holds models; may be called from several threads.
+
+    Args:
+        root: Output root with the registry.
+        default: `name@alias` for requests that name none.
+        max_bytes: What all loaded models may take together.
+        device: Where they predict.
+        clock: Seconds; decides when an alias is looked up again.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        default: str,
+        max_bytes: int,
+        device: str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._root = root
+        self._default = default
+        self._max_bytes = max_bytes
+        self._device = device
+        self._clock = clock
+        self._found: dict[str, tuple[float, Served]] = {}
+        self._loaded: OrderedDict[str, tuple[Segmenter, int]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def find(self, wanted: str | None = None) -> Served:
+        """The version behind `name`, `name@alias` or `name/version`; an alias is looked up every 5 s.
+
+        Raises:
+            VolumeError: That is no name of a model.
+            RegistryError: There is none.
+        """
+        text = wanted or self._default
+        match = WANTED.fullmatch(text)
+        if match is None:
+            raise VolumeError("?model= takes a registered name, name@alias or name/version, and nothing else")
+        with self._lock:
+            known = self._found.get(text)
+            if known is not None and self._clock() - known[0] < POLL_SECONDS:
+                return known[1]
+        alias, version = match["alias"] or "champion", match["version"]
+        registered = resolve(self._root, match["name"], alias, version)
+        suffix = f"@{alias}" if version is None else f"/{version}"
+        intensity = read_record(registered.bundle)["spec"]["intensity"]
+        served = Served(
+            registered,
+            Model.of(registered.bundle, f"models:/{registered.name}{suffix}"),
+            tuple(sorted(intensity)) if isinstance(intensity, dict) else (),
+        )
+        with self._lock:
+            self._found[text] = self._clock(), served
+        return served
+
+    def segmenter(self, served: Served) -> Segmenter:
+        """The model, loaded unless it is there already.
+
+        Raises:
+            TooLargeError: It cannot fit, with both numbers.
+            CheckpointError: Its bundle is damaged.
+        """
+        with self._lock:
+            if (held := self._loaded.get(served.model.digest)) is not None:
+                self._loaded.move_to_end(served.model.digest)
+                return held[0]
+            least = (served.registered.bundle / WEIGHTS_FILE).stat().st_size
+            self._make_room(least, served)
+            before = _resident()
+            segmenter = Segmenter.load(served.registered.bundle, self._device)
+            # The weights of an extractor come on top of the bundle's own; the process has grown by both.
+            size = max(least, _resident() - before)
+            self._make_room(size, served)
+            self._loaded[served.model.digest] = segmenter, size
+            return segmenter
+
+    def state(self) -> dict[str, Any]:
+        """Loaded models and the bytes that they take."""
+        with self._lock:
+            return {"loaded": list(self._loaded), "bytes": self._used(), "max_bytes": self._max_bytes}
+
+    def _used(self) -> int:
+        return sum(size for _, size in self._loaded.values())
+
+    def _make_room(self, size: int, served: Served) -> None:
+        if size > self._max_bytes:
+            raise TooLargeError(
+                f"model '{served.registered.name}' takes {size / 2**20:.1f} MiB of memory where all models "
+                f"together may take {self._max_bytes / 2**20:.1f} MiB; start the service with a larger --models-gb"
+            )
+        while self._used() + size > self._max_bytes:
+            self._loaded.popitem(last=False)
+
+
+def _resident() -> int:
+    """Resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
