@@ -248,7 +248,7 @@ VERBS: dict[str, Verb] = {
         "dropgen.platform.methods.command:command",
         ("methods", "methods --yaml dropgen", "methods --json", "methods --markdown > docs/methods.md"),
         (
-            option("--yaml", metavar="NAME", help="print an experiment YAML for this method"),
+            option("--yaml", metavar="NAME", help="print an experiment YAML for this part"),
             option("--markdown", action="store_true", help="print the list as a page"),
         ),
     ),

@@ -12,9 +12,16 @@ import yaml
 
 from dropgen.config import Component
 from dropgen.console import say
+from dropgen.errors import ConfigError, closest
+from dropgen.features.extractors import EXTRACTORS
+from dropgen.platform.adaptation import ADAPTATIONS
 from dropgen.platform.catalogue import Entry, catalogue
-from dropgen.platform.methods import build
+from dropgen.platform.external import EXTERNALS
+from dropgen.platform.methods import ALIASES, METHODS, Method, build
+from dropgen.platform.methods.dropgen import DropGen
+from dropgen.platform.methods.erm import Erm
 from dropgen.platform.methods.page import markdown
+from dropgen.platform.methods.rep_only import RepOnly
 
 HEADINGS = {
     "method": "methods",
@@ -50,21 +57,50 @@ def listing(entries: tuple[Entry, ...]) -> str:
 
 
 def starting_point(name: str) -> dict[str, Any]:
-    """An experiment of this method over its search space, beside the ERM baseline.
+    """An experiment of this part beside the ERM baseline, a method over its search space.
+
+    A test-time method comes with the models that it is published for, an extractor under DropGen.
 
     Raises:
-        ConfigError: There is no such method.
+        ConfigError: There is no such part.
     """
-    method = build(Component.of(name))
-    space = {key: list(values) for key, values in method.search_space.items()}
-    methods = [{"name": method.name, **space}]
-    online = method.needs_features and method.needs_online
+    seeds = [42]
+    sections: dict[str, Any] = {}
+    if name in ADAPTATIONS:
+        adaptation = ADAPTATIONS[name]
+        models = [{"name": model.name, **model.options} for model in adaptation.adapts]
+        methods = [*models, *([{"name": RepOnly.name}] if adaptation.needs_stable else [])]
+        sections = {"adaptations": [{"name": name}]}
+    elif name in EXTRACTORS:
+        methods = [_over_space(DropGen)]
+        sections = {"features": {"extractor": {"name": name}}}
+    elif name in EXTERNALS:
+        methods = [{"name": name}]
+    else:
+        method = _method(name)
+        methods = [_over_space(method)]
+        if method.needs_features and method.needs_online:
+            sections = {"features": {"source": "online"}}
+        if method.best_seed:
+            seeds = [42, 43, 44]  # as many as the published result is the best of
+    name = str(methods[0]["name"]) if name in ALIASES else name
     return {
-        "name": "-".join(["my", *re.split(r"[_+]", method.name)]),
+        "name": "-".join(["my", *re.split(r"[_+]", name)]),
         "study": "study.yaml",
-        "methods": methods if method.name == "erm" else [{"name": "erm"}, *methods],
-        "seeds": [42],
-        **({"features": {"source": "online"}} if online else {}),
+        "methods": methods if methods[0]["name"] == Erm.name else [{"name": Erm.name}, *methods],
+        "seeds": seeds,
+        **sections,
         "training": {"steps": 10000, "batch": 4},
         "selection": {"rule": "target_validation"},
     }
+
+
+def _method(name: str) -> type[Method]:
+    known = [*METHODS, *ADAPTATIONS, *EXTRACTORS, *EXTERNALS]
+    if "+" not in name and ALIASES.get(name, name) not in known:
+        raise ConfigError(f"unknown method '{name}'{closest(name, known)}")
+    return type(build(Component.of(name)))
+
+
+def _over_space(method: type[Method]) -> dict[str, Any]:
+    return {"name": method.name, **{key: list(values) for key, values in method.search_space.items()}}

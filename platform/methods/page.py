@@ -21,7 +21,8 @@ TITLES = {
     "external": "External baselines",
 }
 NOTES = {
-    "method": "An experiment names them in `methods`; `dropgen methods --yaml NAME` prints one to start from.",
+    "method": "An experiment names them in `methods`; `dropgen methods --yaml NAME` prints one to start from, "
+    "and so for every part below.",
     "ablation": "DropGen with one part exchanged, and the extractor trained instead of read.",
     "composition": "DropGen on crops that another method changes first; each part keeps its own options.",
     "adaptation": "They change a trained model's prediction on each test volume: `dropgen evaluate --adapt NAME`, "

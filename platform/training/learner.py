@@ -47,6 +47,9 @@ class Learner:
             wrapped: The network as `Workers.wrap` gives it.
             batch: On the device.
 
+        A batch in which no channel varies changes nothing but by weight decay and momentum: every batch norm would
+        multiply its gradient by 1 / sqrt(1e-5) = 316, which overflows float32 from three downsamplings on.
+
         Returns:
             The loss, a scalar on the device, without gradient; reading it makes the host wait for the device.
         """
@@ -56,7 +59,13 @@ class Learner:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss = self.method.loss(wrapped, batch, self.criterion)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * _varies(batch)).backward()
         self.optimizer.step()
         self.scheduler.step()
         return loss.detach()
+
+
+def _varies(batch: Batch) -> Tensor:
+    """Whether any channel of the image or the features has two values, bool scalar on the device."""
+    channels = [x for x in (batch.image_bcxyz, batch.features_bcxyz) if x is not None]
+    return torch.stack([(x != x[:1, :, :1, :1, :1]).any() for x in channels]).any()

@@ -133,12 +133,14 @@ def _record(task: Task, history: History, pending: list[tuple[int, Tensor]], wor
     values = [sum(column) / workers.size for column in zip(*workers.gather(values), strict=True)]
     steps = [step for step, _ in pending]
     pending.clear()
+    finite = history.losses[-1][1] if history.losses else None
     for step, value in zip(steps, values, strict=True):
         if not math.isfinite(value):
-            last = f"the last finite loss was {history.losses[-1][1]:.4f}" if history.losses else "no loss was finite"
+            last = "no loss was finite" if finite is None else f"the last finite loss was {finite:.4f}"
             raise DivergenceError(
                 f"{task.method.name}: loss is {value} at step {step}; {last}; lower training.learning_rate", step
             )
+        finite = value
         if step == steps[-1] or step == 1:
             history.losses.append((step, value))
 

@@ -107,8 +107,17 @@ def test_every_parameter_gets_a_finite_gradient(method: Method, samples: int, si
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_a_constant_image_gives_a_finite_loss(method: Method) -> None:
-    assert torch.isfinite(loss_and_gradients(method, batch_for(method, constant=True))[0])
+def test_a_constant_image_gives_finite_logits_and_a_step_that_leaves_every_weight_finite(method: Method) -> None:
+    network, batch = network_for(method), batch_for(method, constant=True)
+    loss = loss_of(method, network, batch)
+    loss.backward()
+    torch.optim.AdamW(network.parameters(), lr=1e-2).step()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    image = torch.zeros_like(batch.image_bcxyz[:, :1])
+    features = None if batch.features_bcxyz is None else torch.zeros_like(batch.features_bcxyz)
+    with torch.no_grad():
+        assert torch.isfinite(network.eval()(method.inputs(image, features))).all()
 
 
 def test_the_same_seed_gives_the_same_loss_and_gradients(method: Method) -> None:

@@ -40,6 +40,21 @@ def test_normed_features_equal_the_reference(golden: Path, weights: Path) -> Non
     assert np.abs(features - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(("tap", "kind"), [(59, nn.Upsample), (65, nn.ReLU)])
+def test_features_are_the_raw_output_of_the_tapped_convolution(weights: Path, tap: int, kind: type[nn.Module]) -> None:
+    extractor, seen = Anatomix(str(weights), tap), []
+    modules = extractor.module.network.model
+    assert isinstance(modules[tap - 1], kind)
+    assert isinstance(modules[tap], nn.Conv3d)
+    modules[tap].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    later = [module.register_forward_hook(lambda *_: pytest.fail("went on")) for module in modules[tap + 1 :]]
+    features = extractor(torch.rand(2, 1, 32, 32, 48, generator=torch.Generator().manual_seed(0)))
+    assert len(later) == 65 - tap
+    assert features.shape == (2, 16, 32, 32, 48)
+    assert torch.equal(features, seen[0])
+    assert features.min() < 0  # before batch norm and ReLU: signed
+
+
 def test_it_stays_frozen_in_eval_mode_under_a_training_parent(weights: Path) -> None:
     extractor = Anatomix(str(weights))
     parent = nn.ModuleList([extractor.module])

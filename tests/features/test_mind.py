@@ -35,6 +35,12 @@ def test_invariant_to_affine_intensity_changes_and_inversion(
     assert (Mind()(changed) - Mind()(x)).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(-1, 1), (2.5, 0.3), (-3, 1)])
+def test_inversion_and_rescaling_cost_no_more_than_rounding(scale: float, shift: float) -> None:
+    for seed in range(10):
+        assert (Mind()(scale * image(seed) + shift) - Mind()(image(seed))).abs().max() < 1e-14
+
+
 def test_largest_channel_is_exactly_one_and_all_are_positive() -> None:
     features = Mind()(image())
     assert torch.equal(features.amax(dim=1), torch.ones(1, 9, 8, 7, dtype=torch.float64))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dropgen.config import Training
+from dropgen.config import Component, Training
+from dropgen.features.unet import UNet
+from dropgen.platform.methods import build
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.erm import Erm
 from dropgen.platform.training.learner import Learner
@@ -80,3 +82,25 @@ def test_the_learning_rate_is_whole_at_first_half_in_the_middle_and_none_at_the_
         if step < 6:
             learner.step(net, batch(step))
     assert (rates[0], rates[3], rates[6]) == (2e-4, pytest.approx(1e-4), pytest.approx(0, abs=1e-12))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("name", ["erm", "rep_only", "dropgen"])
+def test_a_batch_that_shows_nothing_explodes_nothing_and_training_goes_on(name: str, value: float) -> None:
+    method = build(Component.of(name, **({"p": 0} if name == "dropgen" else {})))
+    torch.manual_seed(0)
+    net = UNet(method.in_channels(2), 2, base=2, downs=3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.bias)  # as after some steps: with biases of 0 nothing at all would flow
+    learner = Learner(net, method, Training(steps=10), "cpu")
+    kept = torch.ones(2, method.in_channels(2), dtype=torch.bool)
+    label = torch.randint(0, 2, (2, 1, 16, 16, 16))
+    nothing = Batch(torch.full(label.shape, value), label, torch.zeros(2, 2, 16, 16, 16), kept)
+    assert torch.isfinite(learner.step(net, nothing))
+    assert all(not parameter.grad.any() for parameter in net.parameters() if parameter.grad is not None)
+    before = copy.deepcopy(net.state_dict())
+    something = Batch(torch.rand(label.shape), label, torch.randn(2, 2, 16, 16, 16), kept)
+    assert torch.isfinite(learner.step(net, something))
+    assert all(torch.isfinite(tensor).all() for tensor in net.state_dict().values())
+    assert all(not torch.equal(parameter, before[key]) for key, parameter in net.named_parameters())

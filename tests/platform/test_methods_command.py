@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from dropgen.__main__ import main
-from dropgen.config import Network, load_experiment
+from dropgen.config import Component, Network, load_experiment
 from dropgen.errors import WeightsError
 from dropgen.features.extractors import EXTRACTORS
 from dropgen.features.studies.study import Study, load_study
 from dropgen.platform.adaptation import ADAPTATIONS
-from dropgen.platform.catalogue import catalogue
+from dropgen.platform.catalogue import Entry, catalogue
 from dropgen.platform.methods import METHODS
 from dropgen.platform.methods.command import HEADINGS
 from dropgen.platform.methods.page import markdown
@@ -105,6 +105,36 @@ def test_the_printed_experiment_can_be_trained_and_searches_the_whole_space(
             require_trainable(small, large)
     else:
         assert len(require_trainable(small, large)) == len(trials_of(experiment))
+
+
+@pytest.mark.parametrize("entry", catalogue(), ids=lambda entry: entry.name)
+def test_every_listed_part_has_an_experiment_that_loads_beside_erm_and_names_it(
+    entry: Entry, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["methods", "--yaml", entry.name]) == 0
+    path = tmp_path / "experiment.yaml"
+    path.write_text(capsys.readouterr().out)
+    experiment = load_experiment(path, tmp_path)
+    names = [method.name for method in experiment.methods]
+    named = {
+        "adaptation": [adaptation.name for adaptation in experiment.adaptations],
+        "extractor": [experiment.features.extractor.name],
+    }
+    assert entry.name in named.get(entry.kind, names)
+    assert names[0] == "erm"
+    assert len(names) > 1 or entry.name == "erm"
+    if entry.kind == "adaptation":
+        partner = ["rep_only"] if ADAPTATIONS[entry.name].needs_stable else []
+        assert list(experiment.methods) == [*ADAPTATIONS[entry.name].adapts, *map(Component.of, partner)]
+    assert len(experiment.seeds) == (3 if entry.name in ("gin", "gin_ipa") else 1)
+
+
+def test_the_alias_of_a_method_prints_that_method(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for name in ("dropgen", "maskgen"):
+        assert main(["methods", "--yaml", name]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 def test_an_unknown_method_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:

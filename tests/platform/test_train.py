@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor, nn
 
 from dropgen.config import Component, Experiment, Trial
 from dropgen.errors import (
@@ -31,6 +32,9 @@ from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
 from dropgen.features.studies.study import validation_cases
 from dropgen.manifest import read_json
+from dropgen.platform.methods import Criterion
+from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
 from dropgen.platform.training.trial import DIVERGED
@@ -191,6 +195,28 @@ def test_a_divergent_loss_names_step_method_and_last_finite_loss(tmp_path: Path)
     note = read_json(bench.folder(DROPGEN) / DIVERGED)
     assert (note["step"], note["why"]) == (caught.value.step, str(caught.value))
     assert f"at step {note['step']};" in note["why"]
+
+
+@pytest.mark.parametrize("fails", [1, 2, 4])
+def test_the_last_finite_loss_is_that_of_the_step_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    losses: list[float] = []
+
+    def loss(method: DropGen, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        value = plain(method, network, batch, criterion) * (float("nan") if len(losses) + 1 == fails else 1)
+        losses.append(float(value.detach()))
+        return value
+
+    plain = DropGen.loss
+    monkeypatch.setattr(DropGen, "loss", loss)
+    bench = tiny_bench(tmp_path, training={"validate_every": 6, "checkpoint_every": 6})
+    with pytest.raises(DivergenceError) as caught:
+        train_trial(bench, DROPGEN)
+    last = "no loss was finite" if fails == 1 else f"the last finite loss was {losses[fails - 2]:.4f}"
+    assert str(caught.value).startswith(f"dropgen: loss is nan at step {fails}; {last}; ")
+    folder = bench.folder(DROPGEN)
+    assert not [name for name in ("last.ckpt", "bundle", "result.json") if (folder / name).exists()]
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(bench: Workbench) -> None:
