@@ -43,12 +43,12 @@ class Learner:
     def step(self, wrapped: nn.Module, batch: Batch) -> Tensor:
         """One optimisation step.
 
+        A batch of images without any contrast changes nothing but by weight decay and momentum: every batch norm would
+        multiply its gradient by 1 / sqrt(1e-5) = 316, which overflows float32 from three downsamplings on.
+
         Args:
             wrapped: The network as `Workers.wrap` gives it.
             batch: On the device.
-
-        A batch in which no channel varies changes nothing but by weight decay and momentum: every batch norm would
-        multiply its gradient by 1 / sqrt(1e-5) = 316, which overflows float32 from three downsamplings on.
 
         Returns:
             The loss, a scalar on the device, without gradient; reading it makes the host wait for the device.
@@ -59,13 +59,12 @@ class Learner:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss = self.method.loss(wrapped, batch, self.criterion)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * _varies(batch)).backward()
+        (loss * _varies(batch.image_bcxyz)).backward()
         self.optimizer.step()
         self.scheduler.step()
         return loss.detach()
 
 
-def _varies(batch: Batch) -> Tensor:
-    """Whether any channel of the image or the features has two values, bool scalar on the device."""
-    channels = [x for x in (batch.image_bcxyz, batch.features_bcxyz) if x is not None]
-    return torch.stack([(x != x[:1, :, :1, :1, :1]).any() for x in channels]).any()
+def _varies(image_bcxyz: Tensor) -> Tensor:
+    """Whether any channel has two values, bool scalar on the device, so that the host need not wait for it."""
+    return (image_bcxyz != image_bcxyz[:1, :, :1, :1, :1]).any()
