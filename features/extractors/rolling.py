@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dropgen.features.extractors import Extractor, extract, fit
-from dropgen.features.extractors.tiles import EXTRACTION_BYTES, Shape
+from dropgen.features.extractors.tiles import Shape
 from dropgen.features.planes import Box, along, runs
 
 # An exact halo gives the same features whatever the tile; this one is small, because little else is held meanwhile.
@@ -33,7 +33,7 @@ def rolling_bytes(extractor: Extractor, shape: Shape, axis: int, depth: int) -> 
     voxels = math.prod(shape)
     slab = min(depth + 2 * extractor.halo, shape[axis]) * (voxels // shape[axis])
     held = 4 * extractor.channels * (depth * (voxels // shape[axis]) + slab)
-    return held + min(ROLLING_BYTES, EXTRACTION_BYTES * extractor.channels * voxels)
+    return held + min(ROLLING_BYTES, extractor.tile_bytes * extractor.channels * voxels)
 
 
 class RollingFeatures:

@@ -16,9 +16,6 @@ Shape = tuple[int, ...]
 
 # A constant of the code, not of the machine: the same volume must give the same features everywhere.
 WORKING_BYTES = 8 * 2**30
-# Peak bytes per voxel and feature channel while a tile is extracted, beside the output: anatomix took 45, MIND 14
-# (96^3, float32).
-EXTRACTION_BYTES = 56
 MOST_CUTS = 16  # tiles per axis: 16^3 of the smallest that fit are more than any scanner fills
 
 
@@ -74,12 +71,12 @@ def tiles(extractor: Extractor, shape: Shape, working_bytes: int = WORKING_BYTES
 def peak_bytes(extractor: Extractor, shape: Shape) -> int:
     """Memory that extracting a volume takes: the features themselves and the work on one tile."""
     largest: int = max(math.prod(edge.stop - edge.start for edge in tile.seen) for tile in tiles(extractor, shape))
-    return extractor.channels * (4 * math.prod(shape) + EXTRACTION_BYTES * largest)
+    return extractor.channels * (4 * math.prod(shape) + extractor.tile_bytes * largest)
 
 
 def _cuts(extractor: Extractor, shape: Shape, working_bytes: int) -> tuple[int, ...]:
     """How often each axis is cut: the least work that fits, because every halo is extracted twice."""
-    limit = working_bytes // (EXTRACTION_BYTES * extractor.channels)
+    limit = working_bytes // (extractor.tile_bytes * extractor.channels)
     if extractor.halo == "global" or math.prod(legal_shape(extractor, shape)) <= limit:
         return (1,) * len(shape)
     most = [min(MOST_CUTS, -(-size // extractor.multiple)) for size in shape]

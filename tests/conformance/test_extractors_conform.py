@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dropgen.config import Component
 from dropgen.features.extractors import EXTRACTORS, Extractor, build, extract, instance_norm, options
-from dropgen.features.extractors.tiles import EXTRACTION_BYTES, tiles
+from dropgen.features.extractors.tiles import tiles
 from dropgen.features.symmetry import SYMMETRIES
 from tests_support.extractors import state_of
 
@@ -117,7 +117,7 @@ def test_with_a_halo_of_its_locality_tiles_equal_one_pass(extractor: Extractor) 
     if extractor.locality == "global" or extractor.halo < extractor.locality:
         pytest.skip("this extractor's halo is measured, not exact")
     unit = np.random.default_rng(0).random((40, 9, 11), dtype=np.float32)
-    budget = unit.size // 2 * EXTRACTION_BYTES * extractor.channels
+    budget = unit.size // 2 * extractor.tile_bytes * extractor.channels
     assert len(list(tiles(extractor, unit.shape, budget))) > 1
     whole, tiled = extract(extractor, unit)[0], extract(extractor, unit, working_bytes=budget)[0]
     assert np.abs(tiled - whole).max() < 1e-5
