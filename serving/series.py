@@ -45,6 +45,8 @@ def unzip(path: Path, max_bytes: int, name: str) -> list[BinaryIO]:
                 with archive.open(member) as stream:
                     content = stream.read(max_bytes + 1)
                 max_bytes -= len(content)
+                if len(content) < member.file_size and max_bytes >= 0:
+                    raise VolumeError(f"{name} is a damaged zip, of which a part is too short; send it again")
                 if max_bytes < 0:
                     raise TooLargeError(f"{name} unfolds to more than this server takes; send one series")
                 files.append(io.BytesIO(content))

@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import MAX_AXIS, Volume
 
-CLASSES = {CTImageStorage: "CT", MRImageStorage: "MR"}
+CLASSES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)  # deflated is a bomb's, and a codec is a decoder to attack
 BITS = (8, 16, 32)
 PARALLEL = 1e-3  # of direction cosines, which scanners write with six digits
@@ -29,7 +29,7 @@ UNEVEN = 0.01  # of the step
 SAME_PLACE = 1e-3  # mm
 # What pydicom raises for damaged files.
 DECODE_ERRORS = (
-    InvalidDicomError, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError,
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError,
     OverflowError, RecursionError,
 )  # fmt: skip
 
@@ -102,7 +102,7 @@ def _slice(stream: BinaryIO, name: str) -> _Slice:
     try:
         data = dcmread(stream)
         number = str(int(data.get("InstanceNumber", 0)))
-        syntax, kind = data.file_meta.TransferSyntaxUID, data.SOPClassUID
+        syntax, kind = data.file_meta.TransferSyntaxUID, str(data.SOPClassUID)
         if kind not in CLASSES:
             raise VolumeError(f"{name} (slice {number}) is no plain CT or MR image; leave reports, dose and others out")
         if syntax not in SYNTAXES:
@@ -191,4 +191,4 @@ def _pixels(one: _Slice, name: str) -> np.ndarray:
             f"{name}: slice {one.number} cannot be decoded ({type(error).__name__}); export it again"
         ) from None
     slope, intercept = float(one.data.get("RescaleSlope", 1)), float(one.data.get("RescaleIntercept", 0))
-    return (raw.astype(np.float64) * slope + intercept).astype(np.float32)
+    return np.asarray(raw.astype(np.float64) * slope + intercept, np.float32)

@@ -107,7 +107,7 @@ def test_a_series_that_is_no_grid_is_refused_with_its_slice(served: Path) -> Non
     del slices[4]
     answer = post(served, members({str(index): packed(one).getvalue() for index, one in enumerate(slices)}))
     assert answer.status_code == 400
-    assert "1 missing between slices 4 and 6" in answer.json()["error"]
+    assert "1 missing between slices 6 and 4" in answer.json()["error"]
 
 
 def forged(content: bytes, size: int) -> bytes:
