@@ -29,8 +29,8 @@ UNEVEN = 0.01  # of the step
 SAME_PLACE = 1e-3  # mm
 # What pydicom raises for damaged files.
 DECODE_ERRORS = (
-    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError,
-    OverflowError, RecursionError,
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError,
+    NotImplementedError, OverflowError, RecursionError,
 )  # fmt: skip
 
 
