@@ -39,6 +39,7 @@ MODEL_HEADER = "X-Dropgen-Model"
 VERSION_HEADER = "X-Dropgen-Version"
 USE_HEADER = "X-Dropgen-Use"
 FLAGS_HEADER = "X-Dropgen-Flags"
+ZIP_TYPE = "application/zip"
 MASK_TYPE = "application/gzip"
 NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
 MAX_DIGITS = 30  # of a Content-Length
@@ -100,8 +101,8 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
     log = Journal(service / "requests.jsonl")
     api.add_middleware(Watch, routes=lambda: api.routes, tokens=tokens, metrics=metrics, log=log)
-    binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
-    optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}}}}
+    binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}, ZIP_TYPE: {}}}}
+    optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}, ZIP_TYPE: {}}}}
 
     @api.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -140,9 +141,10 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     async def segment(
         request: Request, model: str | None = None, modality: Annotated[str | None, Query(max_length=64)] = None
     ) -> Response:
-        """Segments the .nii or .nii.gz volume in the body."""
+        """Segments the .nii or .nii.gz volume in the body, or the zip of one DICOM series, sent as application/zip."""
         served = await run_in_threadpool(models.find, model)
-        served.require_modality(modality)
+        if modality is not None or not _is_zip(request):
+            served.require_modality(modality)
         with queue.place() as place:
             folder = _spooled(spool)
             try:
@@ -151,7 +153,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             order = Order(request.state.who, request.state.request, modality, received.sha256)
-            made = await queue.run(place, _segment, engine, folder, served, order, received, limits.answer_seconds)
+            made = await queue.run(place, _segment, engine, folder, served, order, limits.caps, limits.answer_seconds)
         return Response(
             made.mask,
             media_type=MASK_TYPE,
@@ -173,7 +175,8 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     ) -> dict[str, Any]:
         """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow."""
         served = await run_in_threadpool(models.find, model)
-        served.require_modality(modality)
+        if modality is not None or not (_is_zip(request) or (source or "").lower().endswith(".zip")):
+            served.require_modality(modality)
         if await run_in_threadpool(jobs.waiting) >= limits.jobs:
             raise BusyError(f"{limits.jobs} jobs are waiting, as many as this service keeps; try later", 60)
         with jobs.draft() as draft:
@@ -279,13 +282,18 @@ def _answers(*codes: int, mask: bool = False) -> dict[int | str, dict[str, Any]]
     return told
 
 
-def _segment(engine: Engine, folder: Path, served: Served, order: Order, received: Received, seconds: float) -> Made:
+def _segment(engine: Engine, folder: Path, served: Served, order: Order, caps: Caps, seconds: float) -> Made:
     try:
-        made = engine.segment(folder, served, order, received.header.voxels, wait=seconds)
+        made = engine.segment(folder, served, order, caps, wait=seconds)
         engine.record(made.mask, served, order)
         return made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_zip(request: Request) -> bool:
+    """Whether the body may tell its modality itself, so that the request need not."""
+    return request.headers.get("content-type", "").partition(";")[0].strip() == ZIP_TYPE
 
 
 def _spooled(spool: Path) -> Path:

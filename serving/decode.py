@@ -1,6 +1,7 @@
 """Decoding in a process of its own, with limits: a hostile file kills that process and not the replica.
 
-`python -m dropgen.serving.decode SOURCE TARGET BYTES SECONDS` reads a .nii file and writes its voxels as .npy.
+`python -m dropgen.serving.decode SOURCE TARGET BYTES SECONDS VOXELS UNPACKED` reads a .nii file, or a zip of one DICOM
+series, and writes its voxels as .npy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import Volume, read_volume
 from dropgen.manifest import REPOSITORY
+from dropgen.serving.series import ZIP_MAGIC, unzip
 
 NAME = "the uploaded volume"
 INTERPRETER_BYTES = 3 * 2**29  # address space of Python, NumPy and SciPy before a voxel is read
@@ -26,13 +29,29 @@ CPU_SECONDS = 120
 VOXELS_PER_SECOND = 2**20  # a tenth of what a slow core decodes
 
 
-def decode(source: Path, target: Path, voxels: int) -> Volume:
-    """Reads an unpacked .nii file; the array is mapped from `target`, so its pages are the disk's.
+@dataclass(frozen=True)
+class Decoded:
+    """What a file holds.
+
+    Attributes:
+        volume: The image.
+        modality: By its DICOM tag; None for NIfTI, which has none.
+    """
+
+    volume: Volume
+    modality: str | None
+
+
+def decode(source: Path, target: Path, voxels: int, unpacked: int = 0) -> Decoded:
+    """Reads an unpacked .nii file, or a zip of one DICOM series.
+
+    The array is mapped from `target`, so that its pages are the disk's.
 
     Args:
         source: The file.
         target: Where its voxels go, .npy.
-        voxels: How many its header promises; decides the limits.
+        voxels: How many its header promises, or a zip may have; decides the limits.
+        unpacked: Bytes that a zip may unfold to.
 
     Raises:
         VolumeError: The reader refused the file.
@@ -40,7 +59,7 @@ def decode(source: Path, target: Path, voxels: int) -> Volume:
     """
     seconds = CPU_SECONDS + voxels // VOXELS_PER_SECOND
     command = [sys.executable, "-m", "dropgen.serving.decode", str(source), str(target)]
-    limits = [str(INTERPRETER_BYTES + COPIES * voxels), str(seconds)]
+    limits = [str(INTERPRETER_BYTES + COPIES * voxels + unpacked), str(seconds), str(voxels), str(unpacked)]
     try:
         child = subprocess.run(
             [*command, *limits], capture_output=True, text=True, check=False, timeout=4 * seconds, env=_environment()
@@ -53,7 +72,8 @@ def decode(source: Path, target: Path, voxels: int) -> Volume:
     answer = json.loads(child.stdout)
     if "error" in answer:
         raise (TooLargeError if answer["large"] else VolumeError)(answer["error"])
-    return Volume(np.load(target, mmap_mode="c", allow_pickle=False), np.array(answer["affine"], np.float64))
+    array = np.load(target, mmap_mode="c", allow_pickle=False)
+    return Decoded(Volume(array, np.array(answer["affine"], np.float64)), answer["modality"])
 
 
 def _environment() -> dict[str, str]:
@@ -63,15 +83,27 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths), "PATH": os.environ.get("PATH", os.defpath), **threads}
 
 
-def _main(source: str, target: str, memory: str, seconds: str) -> None:
+def _read(source: Path, voxels: int, unpacked: int) -> Decoded:
+    with source.open("rb") as file:
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+            return Decoded(read_volume(source), None)
+    from dropgen.features.studies.dicom import read_series  # a NIfTI needs not wait for it
+
+    series = read_series(unzip(source, unpacked, NAME), voxels, NAME)
+    return Decoded(series.volume, series.modality)
+
+
+def _main(source: str, target: str, memory: str, seconds: str, voxels: str, unpacked: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the patient
     try:
-        volume = read_volume(Path(source))
-        np.save(target, volume.array)
-        answer = {"affine": volume.affine.tolist()}
+        decoded = _read(Path(source), int(voxels), int(unpacked))
+        np.save(target, decoded.volume.array)
+        answer = {"affine": decoded.volume.affine.tolist(), "modality": decoded.modality}
+    except TooLargeError as error:
+        answer = {"error": str(error), "large": True}
     except VolumeError as error:
         answer = {"error": str(error).replace(source, NAME), "large": False}
     except MemoryError:

@@ -16,13 +16,12 @@ from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
 from dropgen.serving.decode import decode
-from dropgen.serving.header import HEADER_BYTES, check_header
 from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.quality import Findings, Segmented, find
 from dropgen.serving.room import require_room
-from dropgen.serving.upload import Caps, SlowError
+from dropgen.serving.upload import Caps, SlowError, head
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +77,14 @@ class Engine:
         self._max_memory = max_memory
         self._turn = threading.Lock()
 
-    def segment(self, folder: Path, served: Served, order: Order, voxels: int, wait: float = -1) -> Made:
-        """The mask of `folder/volume.nii`, made slab by slab, with what is told of it.
+    def segment(self, folder: Path, served: Served, order: Order, caps: Caps, wait: float = -1) -> Made:
+        """The mask of `folder/volume.nii`, or of the zip that lies there, made slab by slab, with what is told of it.
 
         Args:
             folder: Holds the volume; its voxels are mapped from there and removed afterwards.
             served: The model.
             order: Who asked.
-            voxels: How many the header promises.
+            caps: Of the volume.
             wait: Seconds to wait for a turn; -1 waits for ever.
 
         Raises:
@@ -93,6 +92,9 @@ class Engine:
             VolumeError: The volume cannot be used.
             TooLargeError: Reading it, or its prediction, would not fit in memory.
         """
+        path, most = folder / VOLUME, self._max_memory // READING_BYTES
+        header = head(path, caps)
+        voxels = min(caps.voxels, most) if header is None else header.voxels
         if (needed := READING_BYTES * voxels) > self._max_memory:
             raise TooLargeError(
                 f"reading the volume takes {gib(needed)} GiB of memory where {gib(self._max_memory)} GiB are free; "
@@ -101,11 +103,13 @@ class Engine:
         if not self._turn.acquire(timeout=wait):
             raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
         try:
-            volume = decode(folder / VOLUME, folder / VOXELS, voxels)
+            unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
+            decoded = decode(path, folder / VOXELS, voxels, unfolded)
+            volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
-            mask = Volume(segmenter.predict(volume, order.modality), volume.affine)
+            mask = Volume(segmenter.predict(volume, modality), volume.affine)
             findings = find(Segmented(volume, mask), segmenter.spec.classes, segmenter.spec.training)
             return Made(mask_to_bytes(mask.array, mask.affine), findings)
         except MemoryError:
@@ -149,9 +153,7 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
             mask = folder / MASK
             again = mask.exists()
             if not again:
-                with (folder / VOLUME).open("rb") as file:
-                    header = check_header(file.read(HEADER_BYTES), caps.voxels)
-                made = engine.segment(folder, served, order, header.voxels)
+                made = engine.segment(folder, served, order, caps)
                 if jobs.cancelled(folder):
                     jobs.finish(folder, "cancelled")
                     return True

@@ -70,6 +70,20 @@ class Served:
                 f"{', '.join(self.modalities)}"
             )
 
+    def modality_of(self, given: str | None, tag: str | None) -> str | None:
+        """The modality of a volume: of the request, or of its DICOM tag; never guessed.
+
+        Raises:
+            VolumeError: The model needs one and there is none, or the two contradict each other.
+        """
+        found = next((name for name in self.modalities if tag is not None and name.casefold() == tag.casefold()), None)
+        if given is None:
+            given = found
+        self.require_modality(given)
+        if found is not None and given != found:
+            raise VolumeError(f"the request says modality '{given}' and the DICOM tag says {tag}; leave ?modality= out")
+        return given
+
 
 class Models:
     """Finds and holds models; may be called from several threads.

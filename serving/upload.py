@@ -13,6 +13,7 @@ from typing import BinaryIO
 from dropgen.errors import DropGenError, TooLargeError, VolumeError
 from dropgen.features.studies.volume import GZIP_MAGIC
 from dropgen.serving.header import HEADER_BYTES, Header, check_header
+from dropgen.serving.series import ZIP_MAGIC
 
 NAME = "the uploaded volume"
 STEP = 2**20  # bytes unpacked at a time: what a bomb can take of memory
@@ -42,20 +43,24 @@ class Caps:
     ratio: int = 200
     seconds: float = 600
 
+    def unfolded(self, sent: int) -> int:
+        """Bytes that so many sent ones may unfold to."""
+        return min(self.unpacked_bytes, max(FREE_BYTES, self.ratio * sent))
+
 
 @dataclass(frozen=True)
 class Received:
     """A body that lies on disk, unpacked.
 
     Attributes:
-        path: The .nii file.
+        path: The .nii file, or the zip as it was sent.
         sha256: Hash of the unpacked bytes: the same volume has it, packed or not.
-        header: What its first bytes say.
+        header: What its first bytes say; None for a zip, which the reader's process judges.
     """
 
     path: Path
     sha256: str
-    header: Header
+    header: Header | None
 
 
 async def receive(chunks: AsyncIterator[bytes], stated: int | None, path: Path, caps: Caps) -> Received:
@@ -68,7 +73,7 @@ async def receive(chunks: AsyncIterator[bytes], stated: int | None, path: Path, 
         caps: Where to stop.
 
     Raises:
-        VolumeError: No body, no NIfTI, or damaged.
+        VolumeError: No body, neither NIfTI nor zip, or damaged.
         TooLargeError: A cap.
         SlowError: The time is over.
     """
@@ -110,6 +115,17 @@ def receive_file(source: Path, path: Path, caps: Caps) -> Received:
         raise
 
 
+def head(path: Path, caps: Caps) -> Header | None:
+    """What the first bytes of a received file say; None for a zip.
+
+    Raises:
+        VolumeError: As `check_header`.
+    """
+    with path.open("rb") as file:
+        start = file.read(HEADER_BYTES)
+    return None if start.startswith(ZIP_MAGIC) else check_header(start, caps.voxels)
+
+
 class _Sink:
     def __init__(self, file: BinaryIO, caps: Caps) -> None:
         self._file = file
@@ -120,6 +136,7 @@ class _Sink:
         self._header: Header | None = None
         self._start = b""
         self._gzip: bool | None = None
+        self._zip = False
         self._member: zlib._Decompress | None = None
 
     def take(self, chunk: bytes) -> None:
@@ -128,19 +145,22 @@ class _Sink:
             raise _too_large(self._caps.sent_bytes)
         if self._gzip is None:  # the two bytes that tell may come one at a time
             self._start += chunk
-            if len(self._start) < len(GZIP_MAGIC):
+            if len(self._start) < len(ZIP_MAGIC):
                 return
+            self._zip = self._start.startswith(ZIP_MAGIC)
             self._gzip, chunk = self._start.startswith(GZIP_MAGIC), self._start
         for part in self._unfold(chunk) if self._gzip else (chunk,):
             self._write(part)
 
-    def end(self) -> tuple[str, Header]:
+    def end(self) -> tuple[str, Header | None]:
         if not self._sent:
-            raise VolumeError("the request has no body; send the bytes of a .nii or .nii.gz file")
+            raise VolumeError("the request has no body; send a .nii or .nii.gz file, or a zip of one DICOM series")
         if self._gzip is None:
             self._write(self._start)
         if self._member is not None:
             raise VolumeError(f"{NAME} is damaged or truncated (its gzip stream has no end); send it again")
+        if self._zip:
+            return self._hash.hexdigest(), None
         if self._header is None:
             self._header = check_header(self._head, self._caps.voxels)
         if self._unpacked < self._header.file_bytes:
@@ -172,12 +192,12 @@ class _Sink:
         self._unpacked += len(part)
         if self._unpacked > self._caps.unpacked_bytes:
             raise _too_large(self._caps.unpacked_bytes)
-        if self._unpacked > max(FREE_BYTES, self._caps.ratio * self._sent):
+        if self._unpacked > self._caps.unfolded(self._sent):
             raise TooLargeError(
                 f"{NAME} unfolds to more than {self._caps.ratio} times what was sent, which no scan does; "
                 "send it unpacked"
             )
-        if self._header is None:
+        if self._header is None and not self._zip:
             self._head += part[: HEADER_BYTES - len(self._head)]
             if len(self._head) == HEADER_BYTES:
                 self._header = check_header(self._head, self._caps.voxels)

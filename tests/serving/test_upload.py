@@ -76,10 +76,10 @@ FORGED = {
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_header_is_refused_in_a_moment_and_leaves_no_file(case: str, tmp_path: Path) -> None:
     body, error, word = FORGED[case]
-    began = time.monotonic()
+    began = time.process_time()  # of this process: a busy machine is no fault of the header's
     with pytest.raises(error, match=word):
         take(body, tmp_path / "volume.nii")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert not list(tmp_path.iterdir())
 
 
@@ -107,7 +107,8 @@ def test_a_bomb_is_refused_by_its_ratio_long_before_it_has_unfolded(tmp_path: Pa
 def test_a_stated_length_is_believed_only_where_it_is_too_large(tmp_path: Path) -> None:
     with pytest.raises(TooLargeError):
         take(nifti(), tmp_path / "volume.nii", stated=2**62)
-    assert take(nifti(), tmp_path / "volume.nii", stated=3).header.voxels == 120
+    header = take(nifti(), tmp_path / "volume.nii", stated=3).header
+    assert header is not None and header.voxels == 120
 
 
 def test_a_body_that_trickles_is_let_go(tmp_path: Path) -> None:
@@ -123,13 +124,14 @@ def test_a_body_that_trickles_is_let_go(tmp_path: Path) -> None:
 
 def test_a_file_on_the_server_is_judged_as_a_body_is(tmp_path: Path) -> None:
     (tmp_path / "good.nii.gz").write_bytes(gzip.compress(nifti()))
-    assert receive_file(tmp_path / "good.nii.gz", tmp_path / "volume.nii", CAPS).header.shape == (6, 5, 4)
+    header = receive_file(tmp_path / "good.nii.gz", tmp_path / "volume.nii", CAPS).header
+    assert header is not None and header.shape == (6, 5, 4)
     (tmp_path / "bad.nii").write_bytes(FORGED["negative axis"][0])
     with pytest.raises(VolumeError, match="axis x"):
         receive_file(tmp_path / "bad.nii", tmp_path / "volume.nii", CAPS)
 
 
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bits_give_a_typed_error_within_a_second_and_no_header_passes_that_the_reader_overruns(
     tmp_path: Path, data: st.DataObject
@@ -141,17 +143,22 @@ def test_flipped_bits_give_a_typed_error_within_a_second_and_no_header_passes_th
         body = bytearray(gzip.compress(bytes(body), mtime=0))
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    began = time.process_time()
     try:
         received = take(bytes(body), tmp_path / "volume.nii")
         found = volume_from_bytes(received.path.read_bytes())
-    except VolumeError:
+    except (VolumeError, TooLargeError):
         return
-    assert found.array.size == received.header.voxels
+    finally:
+        assert time.process_time() - began < 1
+    assert received.header is not None and found.array.size == received.header.voxels
 
 
 def test_the_reader_in_its_own_process_gives_the_same_voxels(tmp_path: Path) -> None:
     received = take(nifti(), tmp_path / "volume.nii")
-    volume = decode(received.path, tmp_path / "voxels.npy", 120)
+    decoded = decode(received.path, tmp_path / "voxels.npy", 120)
+    assert decoded.modality is None
+    volume = decoded.volume
     np.testing.assert_array_equal(volume.array, SMALL)
     np.testing.assert_array_equal(volume.affine, np.eye(4))
 
