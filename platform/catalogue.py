@@ -13,6 +13,7 @@ from dropgen.features.extractors import EXTRACTORS, options
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation
 from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import ALIASES, METHODS, Method
+from dropgen.platform.networks import PREDICTORS
 
 ALL = "all"
 # In the order in which they are listed.
@@ -29,6 +30,7 @@ class Entry:
             "weights" or "logits"; "features" of an extractor, "everything" of a baseline from elsewhere.
         hyperparameters: With their defaults.
         search_space: For each hyperparameter the values that a search tries.
+        predictors: The values of `network.name` that it works with; none where it brings its own network or reads none.
         needs_features: Whether it, or a model beside it, reads an extractor's features.
         source: Where it is published.
     """
@@ -38,6 +40,7 @@ class Entry:
     acts_on: str
     hyperparameters: Mapping[str, Any]
     search_space: Mapping[str, tuple[Any, ...]]
+    predictors: tuple[str, ...]
     needs_features: bool
     source: str
 
@@ -67,9 +70,10 @@ def choose_names(text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _of_method(method: type[Method]) -> Entry:
+    predictors = ("unet",) if method.needs_unet else tuple(PREDICTORS) if method.sizes is None else ()
     return Entry(
-        method.name, method.kind, method.acts_on, method.options(), method.search_space, method.needs_features,
-        method.source,
+        method.name, method.kind, method.acts_on, method.options(), method.search_space, predictors,
+        method.needs_features, method.source,
     )  # fmt: skip
 
 
@@ -77,15 +81,15 @@ def _of_adaptation(adaptation: type[Adaptation]) -> Entry:
     defaults = {field.name: field.default for field in dataclasses.fields(adaptation)}
     return Entry(
         adaptation.name, adaptation.kind, adaptation.acts_on, defaults, adaptation.search_space,
-        adaptation.needs_stable, adaptation.source,
+        ("unet",) if adaptation.needs_unet else tuple(PREDICTORS), adaptation.needs_stable, adaptation.source,
     )  # fmt: skip
 
 
 def _of_extractor(name: str) -> Entry:
-    return Entry(name, "extractor", "features", options(name), {}, False, EXTRACTORS[name].source)
+    return Entry(name, "extractor", "features", options(name), {}, (), False, EXTRACTORS[name].source)
 
 
 def _of_external(name: str) -> Entry:
     source = (EXTERNALS[name].__doc__ or "").partition("\n")[0]
     defaults = dataclasses.asdict(EXTERNALS[name].build(Component.of(name)))
-    return Entry(name, "external", "everything", defaults, {}, False, source)
+    return Entry(name, "external", "everything", defaults, {}, (), False, source)

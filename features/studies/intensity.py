@@ -52,8 +52,10 @@ def scale_intensity(array: np.ndarray, rule: str) -> Scaling:
         low, high = HU_WINDOW
     elif rule == "percentile":
         inner_low, inner_high = (float(value) for value in np.percentile(array, PERCENTILES))
-        if inner_low < inner_high:
+        if _half_range(inner_low, inner_high) > 0:
             low, high = inner_low, inner_high
+    if _half_range(low, high) == 0:  # 1e-45, the smallest float32, has no half
+        return Scaling(np.zeros(array.shape, np.float32))
     unit = _stretch(array, low, high)
     if rule != "zscore":
         return Scaling(unit)
@@ -72,6 +74,10 @@ def require_rule(rule: str) -> None:
 
 
 def _stretch(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    # Halves, because the range of float32 values can exceed the largest float32.
-    unit = (array / 2 - np.float32(low / 2)) / np.float32(high / 2 - low / 2)
+    unit = (array / 2 - np.float32(low / 2)) / _half_range(low, high)
     return np.clip(unit, 0, 1).astype(np.float32, copy=False)
+
+
+def _half_range(low: float, high: float) -> np.float32:
+    # Halves, because the range of float32 values can exceed the largest float32.
+    return np.float32(high / 2 - low / 2)

@@ -62,6 +62,7 @@ class Adaptation(ABC):
         acts_on: What it changes: "layers", "weights" or "logits".
         adapts: The models that it is published for, which a comparison of all methods therefore trains.
         needs_stable: Whether it needs a RepOnly model beside the one that is adapted.
+        needs_unet: Whether it adapts batch norms, which of the predictors the flat UNet alone has.
         copies: float32 volumes of every class that it holds beside the scores that it returns.
         search_space: For each hyperparameter the values that are tried on the validation cases; among equally good
             ones the first in this order is taken.
@@ -73,6 +74,7 @@ class Adaptation(ABC):
     acts_on: ClassVar[str]
     adapts: ClassVar[tuple[Component, ...]]
     needs_stable: ClassVar[bool] = False
+    needs_unet: ClassVar[bool] = False
     copies: ClassVar[float] = 0.0
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]]
     source: ClassVar[str]

@@ -61,6 +61,7 @@ class Tent(Adaptation):
 
     name: ClassVar[str] = "tent"
     acts_on: ClassVar[str] = "layers"
+    needs_unet: ClassVar[bool] = True
     adapts: ClassVar[tuple[Component, ...]] = (Component.of("erm"), Component.of("dropgen", p=0.0))
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "learning_rate": (1e-5, 1e-4, 1e-3, 1e-2),

@@ -8,6 +8,7 @@ from typing import Any
 
 from dropgen.manifest import REPOSITORY, read_json
 from dropgen.platform.catalogue import Entry
+from dropgen.platform.networks import PREDICTORS
 
 COSTS = REPOSITORY / "docs" / "results" / "methods-cost.json"
 ABSENT = "–"
@@ -22,7 +23,8 @@ TITLES = {
 }
 NOTES = {
     "method": "An experiment names them in `methods`; `dropgen methods --yaml NAME` prints one to start from, "
-    "and so for every part below.",
+    "and so for every part below. Predictors are the `network.name` that a method works with; "
+    "`–` brings its own network or reads none.",
     "ablation": "DropGen with one part exchanged, and the extractor trained instead of read.",
     "composition": "DropGen on crops that another method changes first; each part keeps its own options.",
     "adaptation": "They change a trained model's prediction on each test volume: `dropgen evaluate --adapt NAME`, "
@@ -30,7 +32,7 @@ NOTES = {
     "extractor": "Any of them under any method that reads features, by `features.extractor`.",
     "external": "Trained by another program, scored by this one.",
 }
-HEADER = ("name", "acts on", "hyperparameters", "searched", "cost", "source")
+HEADER = ("name", "acts on", "predictors", "hyperparameters", "searched", "cost", "source")
 
 
 def markdown(entries: Sequence[Entry], record: Mapping[str, Any] | None = None) -> str:
@@ -84,7 +86,10 @@ def _costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _cells(entry: Entry, cost: str) -> tuple[str, ...]:
     options = ", ".join(f"{key} = {_value(value)}" for key, value in entry.hyperparameters.items())
     space = "; ".join(f"{key}: {', '.join(map(_value, values))}" for key, values in entry.search_space.items())
-    return (f"`{entry.name}`", entry.acts_on, options or ABSENT, space or ABSENT, cost, entry.source)
+    predictors = "all" if entry.predictors == tuple(PREDICTORS) else ", ".join(entry.predictors)
+    return (
+        f"`{entry.name}`", entry.acts_on, predictors or ABSENT, options or ABSENT, space or ABSENT, cost, entry.source,
+    )  # fmt: skip
 
 
 def _row(cells: Iterable[str]) -> str:

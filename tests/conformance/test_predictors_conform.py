@@ -11,6 +11,9 @@ from torch import nn
 
 from dropgen.config import Component, Network
 from dropgen.errors import ConfigError
+from dropgen.platform.adaptation import ADAPTATIONS
+from dropgen.platform.adaptation.batchnorm import batchnorm_layers
+from dropgen.platform.catalogue import Entry, catalogue
 from dropgen.platform.methods import Method, build
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.networks import PREDICTORS, build_network, build_predictor, require_crop_fits
@@ -53,6 +56,22 @@ def test_logits_have_one_channel_per_class_on_the_grid_of_the_input(network: Net
     assert logits.shape == (1, CLASSES, *size)
     assert torch.isfinite(logits).all()
     assert logits.min() < 0
+
+
+@pytest.mark.parametrize("entry", [entry for entry in catalogue() if entry.predictors], ids=lambda entry: entry.name)
+def test_a_predictor_that_is_not_listed_for_a_method_is_refused_and_one_that_is_listed_works(
+    network: Network, entry: Entry
+) -> None:
+    listed = network.name in entry.predictors
+    if entry.name in ADAPTATIONS:
+        batch_norms = list(batchnorm_layers(build_predictor(network, 1, CLASSES)))
+        assert bool(batch_norms) or not ADAPTATIONS[entry.name].needs_unet or not listed
+        assert listed or not batch_norms
+    elif listed:
+        build_network(network, build(Component.of(entry.name)), CHANNELS, CLASSES)
+    else:
+        with pytest.raises(ConfigError, match=rf"'{re.escape(entry.name)}' reaches into .* network.name to unet"):
+            build_network(network, build(Component.of(entry.name)), CHANNELS, CLASSES)
 
 
 def test_gradient_reaches_every_parameter(network: Network) -> None:

@@ -143,9 +143,10 @@ def test_weights_that_a_worker_lacks_end_the_run_in_their_own_words(
 def test_ctrl_c_leaves_no_process_and_no_half_entry_and_the_same_command_goes_on(
     tiny: StudyFolder, tmp_path: Path
 ) -> None:
+    shape = (112, 112, 112)  # large enough that features are still being computed when the first volume is written
     for index in range(3):
-        write_volume(tiny.image(index), np.random.default_rng(index).random((56, 56, 56), np.float32), np.eye(4))
-        write_mask(tiny.label(index), np.zeros((56, 56, 56)), np.eye(4))
+        write_volume(tiny.image(index), np.random.default_rng(index).random(shape, np.float32), np.eye(4))
+        write_mask(tiny.label(index), np.zeros(shape), np.eye(4))
     tiny.write()
     store = FeatureStore(tmp_path / "store")
     (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\n")

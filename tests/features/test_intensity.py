@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -14,6 +14,9 @@ VOLUMES = npst.arrays(np.float32, npst.array_shapes(min_dims=3, max_dims=3, max_
 
 
 @given(array=VOLUMES, rule=st.sampled_from(RULES))
+@example(array=np.array([[[0, 1e-45]]], np.float32), rule="minmax")
+@example(array=np.array([[[0, 1e-45]]], np.float32), rule="zscore")
+@example(array=np.array([[[0, 1e-45]]], np.float32), rule="percentile")
 def test_unit_scale_is_finite_and_within_zero_and_one(array: np.ndarray, rule: str) -> None:
     scaling = scale_intensity(array, rule)
     assert scaling.unit.dtype == np.float32 and scaling.unit.shape == array.shape

@@ -76,9 +76,9 @@ def test_a_measured_cost_stands_beside_its_method_and_a_missing_one_is_a_dash() 
     machine = {"accelerator": None, "cores": 2, "cpu": "a processor"}
     page = markdown(catalogue(), {"rows": rows, "settings": settings, "machine": machine, "commit": "abc"})
     costs = {
-        cells[1].strip("`"): cells[5]
+        cells[1].strip("`"): cells[6]
         for cells in (line.split(" | ") for line in page.replace("| `", "x | `").splitlines())
-        if len(cells) > 6
+        if len(cells) > 7
     }
     assert costs["erm"] == "1.00"
     assert costs["dropgen"] == "1.05 stored, 1.21 online"
