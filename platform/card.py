@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dropgen.manifest import read_json
-from dropgen.platform.segmenter import read_record
+from dropgen.platform.bundle import read_record
 
 RESEARCH_ONLY = "research use only"
 RESAMPLES = 2000

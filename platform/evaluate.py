@@ -30,10 +30,11 @@ from dropgen.config import Component, Trial, load_experiment, to_json
 from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
+from dropgen.platform.bundle import SPEC_FILE
 from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries
 from dropgen.platform.evaluation.measures import MEASURES, Measured, how, measure, summarise_measures
 from dropgen.platform.evaluation.metrics import class_dice, domain_dice, pooled_mean
-from dropgen.platform.segmenter import SPEC_FILE, Segmenter
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.train import Workbench, choose_trials
 from dropgen.platform.training.trial import choose_device
 

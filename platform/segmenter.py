@@ -1,41 +1,30 @@
-"""The one object that predicts: in validation, in test, out of the registry and behind the server.
-
-A bundle is a folder with `segmenter.json` (everything needed to predict) and `weights.safetensors`.
-Nothing in it is executed: no pickle, no import by name.
-"""
+"""The one object that predicts: in validation, in test, out of the registry and behind the server."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from dropgen.config import Component, Frozen, Network, to_json
-from dropgen.errors import CheckpointError, ConfigError, ResourceError, WeightsError, closest
+from dropgen.config import Component
+from dropgen.errors import ConfigError, WeightsError, closest
 from dropgen.features import extractors
 from dropgen.features.extractors import Extractor, extract
 from dropgen.features.extractors.rolling import RollingFeatures, rolling_bytes, rolls
 from dropgen.features.extractors.tiles import peak_bytes
-from dropgen.features.studies.prepare import Grid, Preparation, Prepared, prepare
+from dropgen.features.studies.prepare import Grid, Prepared, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform import methods
+from dropgen.platform.bundle import SegmenterSpec, misfit, read_bundle, write_bundle
 from dropgen.platform.evaluation.inference import (
     Collect,
     Features,
@@ -49,51 +38,8 @@ from dropgen.platform.evaluation.inference import (
     window_input,
 )
 from dropgen.platform.evaluation.live import peak_bytes as live_bytes
-from dropgen.platform.evaluation.quality import ClassRecord
 from dropgen.platform.methods import Method
 from dropgen.platform.networks import build_network, size_rule
-
-FORMAT = 1
-SPEC_FILE = "segmenter.json"
-WEIGHTS_FILE = "weights.safetensors"
-SCRATCH = 1.0
-
-
-class SegmenterSpec(Frozen):
-    """What a bundle says of itself.
-
-    Attributes:
-        name: What a person calls it.
-        study: Name of the study it was trained on.
-        classes: Class names; the index is the label value, 0 is background.
-        spacing: Voxel size the network works on, mm.
-        crop: Window size in voxels.
-        intensity: Intensity rule, or one rule per modality.
-        extractor: None for a method that reads the image alone.
-        extractor_fingerprint: The very weights, options and code that made the training features.
-        feature_scope: "volume": features are extracted once from the whole volume; "window": in each window.
-        overlap: Fraction of a window that the next one repeats.
-        training: What the training labels say of each class; bundles from before this was recorded have none.
-    """
-
-    name: str
-    study: str
-    classes: tuple[str, ...]
-    spacing: tuple[float, float, float]
-    crop: tuple[int, int, int]
-    intensity: str | dict[str, str]
-    method: Component
-    network: Network
-    extractor: Component | None = None
-    extractor_fingerprint: str | None = None
-    feature_scope: Literal["volume", "window"] = "volume"
-    overlap: float = 0.5
-    training: dict[str, ClassRecord] = Field(default_factory=dict)
-
-    @property
-    def preparation(self) -> Preparation:
-        """How a volume is brought to the network."""
-        return Preparation(spacing=self.spacing, crop=self.crop, intensity=self.intensity)
 
 
 class Segmenter:
@@ -287,7 +233,7 @@ class Segmenter:
             use(self.method.predict(self.network, lambda predict: predict(window)))
 
         with _evaluating(self.network), mode:
-            return math.ceil(SCRATCH * live_bytes(work) * math.prod(crop) / (x * y * z))
+            return math.ceil(live_bytes(work) * math.prod(crop) / (x * y * z))
 
     @property
     def _rolling(self) -> Extractor | None:
@@ -322,31 +268,8 @@ class Segmenter:
         return Segmenter(spec, network.to(self.device).eval(), method, self._extractor, self.device)
 
     def save(self, folder: Path) -> None:
-        """Writes the bundle; a reader finds the old bundle or the new one, also if this process is killed.
-
-        Raises:
-            ResourceError: The disk is full or not writable.
-        """
-        weights = tensors_to_bytes({key: value.cpu().contiguous() for key, value in self.network.state_dict().items()})
-        record = {"format": FORMAT, "weights_sha256": hashlib.sha256(weights).hexdigest(), "spec": to_json(self.spec)}
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        previous = _previous(folder)
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            _write(partial / WEIGHTS_FILE, weights)
-            _write(partial / SPEC_FILE, json.dumps(record, indent=2).encode())
-            if folder.exists():
-                # A folder cannot be replaced in one step: `load` looks at `previous` between these two.
-                shutil.rmtree(previous, ignore_errors=True)
-                folder.rename(previous)
-            partial.rename(folder)
-            shutil.rmtree(previous, ignore_errors=True)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise ResourceError(
-                f"cannot write the bundle {folder}: {error.strerror}; free space there or choose another --root"
-            ) from error
+        """Writes the bundle; see `write_bundle`."""
+        write_bundle(folder, self.spec, self.network.state_dict())
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Segmenter:
@@ -356,63 +279,17 @@ class Segmenter:
             CheckpointError: The bundle is missing, damaged or from a newer version.
             WeightsError: Extractor weights are missing, or are not those of the training.
         """
-        if not folder.exists() and _previous(folder).exists():
-            folder = _previous(folder)
-        spec, weights = _read(folder)
+        spec, state = read_bundle(folder)
         method = methods.build(spec.method)
         extractor = extractors.build(spec.extractor, device) if spec.extractor and method.needs_features else None
         channels = extractor.channels if extractor else 0
         network = build_network(spec.network, method, channels, len(spec.classes)).to(device).eval()
         segmenter = cls(spec, network, method, extractor, device)
         try:
-            network.load_state_dict(tensors_from_bytes(weights))
-        except (SafetensorError, RuntimeError) as error:
-            cause = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{folder / WEIGHTS_FILE} does not fit its network ({cause}); train again") from error
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise misfit(folder, error) from error
         return segmenter
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of a bundle's `segmenter.json`: format, weights_sha256 and spec.
-
-    Raises:
-        CheckpointError: It is missing or damaged.
-    """
-    try:
-        record = json.loads((folder / SPEC_FILE).read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no {SPEC_FILE}; name the folder of a Segmenter bundle") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / SPEC_FILE} is damaged ({error}); export the bundle again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / SPEC_FILE} is not a bundle of format {FORMAT}; use the version that wrote it")
-    return record
-
-
-def _read(folder: Path) -> tuple[SegmenterSpec, bytes]:
-    record = read_record(folder)
-    try:
-        spec = SegmenterSpec.model_validate(record["spec"])
-        weights = (folder / WEIGHTS_FILE).read_bytes()
-    except (KeyError, ValidationError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder / SPEC_FILE} is damaged ({cause}); export the bundle again") from error
-    except OSError as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(weights).hexdigest() != record.get("weights_sha256"):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} is not what {SPEC_FILE} recorded; copy or export it again")
-    return spec, weights
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ from mlflow.exceptions import MlflowException
 from dropgen import __version__, console
 from dropgen.errors import RegistryError
 from dropgen.manifest import read_json, write_json
+from dropgen.platform.bundle import read_record
 from dropgen.platform.card import model_card
-from dropgen.platform.segmenter import read_record
 
 KEY = "dropgen.key"
 REGISTERED = "registered"

@@ -15,7 +15,8 @@ import psutil
 
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.manifest import digest
-from dropgen.platform.segmenter import WEIGHTS_FILE, Segmenter, read_record
+from dropgen.platform.bundle import WEIGHTS_FILE, read_record
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import Registered, resolve
 
 POLL_SECONDS = 5.0  # how long an alias that was moved may still give its old version

@@ -30,7 +30,7 @@ from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
-from dropgen.platform.evaluation import replayed
+from dropgen.platform.evaluation import replay_record
 from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.evaluation.results import group_rows
@@ -325,13 +325,13 @@ def _replay(stages: Stages, bench: Workbench, sources: set[str | None]) -> dict[
     """What the augmentation's geometry does to stored features, where any trial of these sources trained on them."""
     if "stored" not in sources:
         computed = "online" in sources
-        return replayed.skipped(
+        return replay_record.skipped(
             "features are computed from each crop, so none are moved" if computed else "no method uses features"
         )
     assert bench.extractor is not None
 
     def work() -> tuple[list[Path], Any]:
-        found = replayed.record_replay(bench, bench.root / bench.experiment.name / replayed.FOLDER)
+        found = replay_record.record_replay(bench, bench.root / bench.experiment.name / replay_record.FOLDER)
         return [Path(path) for path in (found["csv"], found["figure"]) if path], found
 
     augmentation = to_json(bench.experiment.training.augmentation), bench.study.orientation_augmentation

@@ -15,8 +15,9 @@ from dropgen.features.bench.store import make_features
 from dropgen.features.extractors import Extractor, instance_norm
 from dropgen.features.extractors.anatomix import ANATOMIX, architecture
 from dropgen.platform import methods
+from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.networks import build_network
-from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.segmenter import Segmenter
 
 DROPGEN = Component.of("dropgen", p=0.5)
 SEED = 0

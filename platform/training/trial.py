@@ -16,13 +16,14 @@ from dropgen.config import Trial, to_json
 from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
+from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.networks import build_network
-from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.batches import Batches
 from dropgen.platform.training.bench import Workbench
 from dropgen.platform.training.dial import Dialled, dial

@@ -13,11 +13,12 @@ from dropgen.features.extractors import EXTRACTORS, Extractor, extract, instance
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.studies.prepare import Preparation, prepare
 from dropgen.features.studies.volume import Volume
+from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.methods import METHODS, Method
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.networks import build_network
-from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.losses import dice_ce
 from tests_support.extractors import state_of
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from dropgen.features.store import FeatureStore
 from dropgen.features.studies.volume import write_mask, write_volume
 
 SHAPE = (5, 6, 7)
@@ -55,3 +56,8 @@ def tiny(tmp_path: Path) -> StudyFolder:
         write_volume(tmp_path / row["image"], generator.normal(size=SHAPE).astype(np.float32), np.eye(4))
         write_mask(tmp_path / row["label"], generator.integers(0, 2, SHAPE), np.eye(4))
     return StudyFolder(tmp_path, rows)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "store")

@@ -1,16 +1,9 @@
-"""An entry of the store exists whole or not at all, and gives back what was put in."""
+"""An entry of the store gives back what was put in, or says that it cannot."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import random
-import resource
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,50 +12,12 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dropgen.errors import ResourceError, StoreError
+from dropgen.errors import StoreError
 from dropgen.features.store import KINDS, FeatureStore, close_maps, forget_comparisons
 from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.entry import COMMIT, sealed, unsealed
-from dropgen.features.studies.prepare import Preparation, Prepared, prepare
-from dropgen.features.studies.volume import Volume
 from dropgen.manifest import digest, file_digest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from dropgen.features.store import FeatureStore
-
-store = FeatureStore(Path(sys.argv[1]))
-print("ready", flush=True)
-sys.stdin.readline()
-for name in sys.argv[2:]:
-    if not store.has("features", name):
-        values = np.random.default_rng(len(name)).normal(size=(6, 24, 24, 24))
-        store.put_features(name, values, None, {"case": name})
-"""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
-
-
-def prepared(seed: int = 0) -> Prepared:
-    array = np.random.default_rng(seed).normal(size=(5, 6, 7)).astype(np.float32)
-    affine = np.diag([1.0, 2.0, 1.5, 1.0])
-    affine[:3, 3] = [-3.25, 1 / 3, 7]
-    return prepare(Volume(array, affine), Preparation((1.0, 1.0, 1.0), (8, 8, 8), "zscore"))
-
-
-def filled(store: FeatureStore) -> FeatureStore:
-    """A store with one entry of each kind, all with the key `k`."""
-    generator = np.random.default_rng(1)
-    store.put_volume("k", prepared(), {"case": "one"})
-    store.put_label("k", generator.integers(0, 3, (4, 5, 6)).astype(np.uint8), {"case": "one"})
-    store.put_features("k", generator.normal(size=(3, 4, 5, 6)), np.float32([0.1, 2.5]), {"case": "one"})
-    return store
+from tests_support.stores import filled, leftovers, prepared
 
 
 def flip(path: Path, bit: int) -> None:
@@ -77,26 +32,6 @@ def read_all(store: FeatureStore, kind: str) -> np.ndarray:
     if kind == "features":
         return store.features("k").whole()
     return store.volume("k").unit if kind == "volumes" else store.label("k")
-
-
-def leftovers(store: FeatureStore) -> list[Path]:
-    return list(store.folder.glob("*/.*"))
-
-
-def writer(folder: Path, *names: str) -> subprocess.Popen[str]:
-    """A process that has imported everything and waits for a line before it writes the named entries."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), *names],
-        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout and process.stdout.readline() == "ready\n"
-    return process
-
-
-def start(process: subprocess.Popen[str]) -> None:
-    assert process.stdin
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 @given(data=st.data())
@@ -327,134 +262,3 @@ def test_a_store_travels_to_other_processes(store: FeatureStore) -> None:
     assert np.array_equal(found.label("k"), store.label("k"))
     features = pickle.loads(pickle.dumps(store.features("k")))
     assert features.read([1], (slice(None),) * 3).shape == (1, 4, 5, 6)
-
-
-def test_the_first_of_two_writers_stays(store: FeatureStore) -> None:
-    store.put_label("k", np.ones((2, 2, 2), np.uint8), {"who": "first"})
-    store.put_label("k", np.ones((2, 2, 2), np.uint8), {"who": "second"})
-    assert store.provenance("labels", "k") == {"who": "first"}
-    assert not leftovers(store)
-
-
-@pytest.mark.slow
-def test_two_processes_that_write_the_same_entries_at_once_leave_each_whole(store: FeatureStore) -> None:
-    names = [f"k{number}" for number in range(12)]
-    processes = [writer(store.folder, *names) for _ in range(2)]
-    for process in processes:
-        start(process)
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-    assert set(store.entries("features")) == set(names)
-    for name in names:
-        store.verify("features", name)
-    assert not leftovers(store)
-
-
-@pytest.mark.slow
-def test_a_killed_writer_leaves_only_whole_entries_and_they_are_not_written_again(store: FeatureStore) -> None:
-    names = [f"k{number}" for number in range(5000)]  # more than fit into the time before the last kill
-    moments = random.Random(7)
-    finished: dict[str, tuple[int, int]] = {}
-    swept = 0
-    for _ in range(8):
-        process = writer(store.folder, *names)
-        start(process)
-        time.sleep(moments.uniform(0.02, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        swept += store.sweep()
-        assert not leftovers(store)
-        for name in store.entries("features"):
-            store.verify("features", name)
-            assert store.features(name).read(range(6), (slice(None),) * 3).shape == (6, 24, 24, 24)
-        records = {name: (store.path("features", name) / COMMIT).stat() for name in store.entries("features")}
-        now = {name: (status.st_ino, status.st_mtime_ns) for name, status in records.items()}
-        assert finished.items() <= now.items()
-        finished = now
-    assert finished
-    assert swept
-    assert len(finished) < len(names), "the writer was never killed in the middle"
-
-
-def test_a_folder_without_a_commit_record_is_no_entry_and_gives_way(store: FeatureStore) -> None:
-    filled(store)
-    (store.path("labels", "k") / COMMIT).unlink()
-    assert not store.has("labels", "k")
-    store.put_label("k", np.full((4, 5, 6), 2, np.uint8), {"case": "one"})
-    store.verify("labels", "k")
-    assert not leftovers(store)
-
-
-def test_sweeping_spares_writers_that_may_still_run(store: FeatureStore) -> None:
-    finished = subprocess.Popen(["true"])
-    finished.wait()
-    host = os.uname().nodename
-    names = {
-        "dead": f".k.{host}.{finished.pid}-00.partial",
-        "alive": f".k.{host}.{os.getpid()}-01.partial",
-        "far and recent": ".k.elsewhere.example.1-02.partial",
-        "far and old": ".k.elsewhere.example.1-03.partial",
-    }
-    for name in names.values():
-        (store.folder / "volumes" / name).mkdir(parents=True)
-    two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(store.folder / "volumes" / names["far and old"], (two_days_ago, two_days_ago))
-    assert store.sweep() == 2
-    assert {path.name for path in leftovers(store)} == {names["alive"], names["far and recent"]}
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    store = FeatureStore(tmp_path / "file" / "store")
-    with pytest.raises(ResourceError, match=r"cannot write labels/k \(case one\) under .*file/store.*--root"):
-        store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one"})
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_costs_the_entry_that_did_not_fit_and_nothing_else(full_disk: Path) -> None:
-    store = FeatureStore(full_disk / "store")
-    small, large = np.ones((2, 8, 8, 8), np.float32), np.ones((9, 32, 32, 32), np.float32)
-    store.put_features("small", small, None, {"case": "one"})
-    with pytest.raises(ResourceError, match=r"features/large \(case two\).*No space left"):
-        store.put_features("large", large, None, {"case": "two"})
-    assert not leftovers(store)
-    store.verify("features", "small")
-    store.put_features("other", small, None, {"case": "three"})
-
-
-def test_a_read_only_disk_is_named_with_the_case_and_still_read(full_disk: Path) -> None:
-    store = FeatureStore(full_disk / "store")
-    store.put_label("k", np.ones((2, 2, 2), np.uint8), {"case": "one"})
-    subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
-    with pytest.raises(ResourceError, match=r"labels/new \(case two\) under .*Read-only.*--root"):
-        store.put_label("new", np.ones((2, 2, 2), np.uint8), {"case": "two"})
-    assert store.sweep() == 0
-    store.verify("labels", "k")
-
-
-def test_a_limit_on_file_size_is_met_like_a_full_disk(store: FeatureStore) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
-    try:
-        with pytest.raises(ResourceError, match=r"features/k \(case one\)"):
-            store.put_features("k", np.ones((2, 64, 64, 64)), None, {"case": "one"})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert not leftovers(store)
-    assert not store.has("features", "k")

@@ -20,7 +20,7 @@ from dropgen.errors import CheckpointError
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.evaluation.charts import Line, data_uri, domain_dots, line_styles
 from dropgen.platform.evaluation.overlays import Picture, overlay
-from dropgen.platform.evaluation.replayed import record_replay, skipped
+from dropgen.platform.evaluation.replay_record import record_replay, skipped
 from dropgen.platform.evaluation.report import build_report, command, write_report
 from dropgen.platform.evaluation.results import group_rows
 

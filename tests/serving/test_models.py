@@ -6,7 +6,7 @@ import pytest
 
 from dropgen.config import Component
 from dropgen.errors import RegistryError, TooLargeError, VolumeError
-from dropgen.platform.segmenter import WEIGHTS_FILE
+from dropgen.platform.bundle import WEIGHTS_FILE
 from dropgen.platform.tracking import register
 from dropgen.serving.models import POLL_SECONDS, Models
 from tests_support.segmenters import make_segmenter

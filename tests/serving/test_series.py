@@ -26,6 +26,7 @@ from dropgen.serving.series import unzip
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, receive
 from tests_support.dicom import make_slices, packed
+from tests_support.service import call
 
 ZIP = {"Content-Type": "application/zip"}
 
@@ -62,17 +63,11 @@ def served(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def post(root: Path, body: bytes, path: str = "/v1/segment", **request: object) -> httpx.Response:
     api, engine, jobs = create_api(root, Models(root, "plain@champion", 2**30), Tokens({}), Limits(2**27))
-
-    async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(api)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            answer = await client.post(path, content=body, **request)  # type: ignore[arg-type]
-            if answer.status_code != 202:
-                return answer
-            assert await asyncio.to_thread(work_once, engine, jobs, Limits(1).job_caps)
-            return await client.get(f"/v1/jobs/{answer.json()['id']}/result")
-
-    return asyncio.run(once())
+    answer = call(api, "POST", path, content=body, **request)
+    if answer.status_code != 202:
+        return answer
+    assert work_once(engine, jobs, Limits(1).job_caps)
+    return call(api, "GET", f"/v1/jobs/{answer.json()['id']}/result")
 
 
 @pytest.mark.parametrize("path", ["/v1/segment", "/v1/jobs"])

@@ -7,8 +7,9 @@ import torch
 from dropgen.config import Component, Network
 from dropgen.features import extractors
 from dropgen.platform import methods
+from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.networks import build_network
-from dropgen.platform.segmenter import Segmenter, SegmenterSpec
+from dropgen.platform.segmenter import Segmenter
 
 MIND = Component.of("mind")
 NETWORK = Network(base=4, downs=2, convs=1)

@@ -1,6 +1,6 @@
 """Replayed against recomputed features: exact where the extractor says so, measured where it does not.
 
-The rows of docs/feature-store.md: `python -m pytest -s -m nightly tests/platform/evaluation/test_geometry.py`.
+The rows of docs/feature-store.md: `python -m pytest -s -m nightly tests/platform/evaluation/test_replay.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import yaml
 from dropgen.console import say
 from dropgen.errors import ResourceError
 from dropgen.features.studies.phantom import make_phantom_study
-from dropgen.platform.evaluation import geometry
-from dropgen.platform.evaluation.geometry import ANGLES, SCALES, Row, compare_geometry, exact
-from dropgen.platform.evaluation.replayed import record_replay
+from dropgen.platform.evaluation.replay import ANGLES, SCALES, Row, compare_geometry, exact, mean_over
+from dropgen.platform.evaluation.replay_record import record_replay
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.batches import Batches
 from tests_support.anatomix import weights
@@ -62,7 +61,7 @@ def test_mind_is_exact_under_flips_and_quarter_turns_and_under_no_rotation(rows:
 
 
 def test_a_wider_rotation_moves_features_further_from_the_recomputed_ones(rows: list[Row]) -> None:
-    errors = [geometry.mean_over(rows, lambda row: row.mean_error, "rotation", angle) for angle in ANGLES]
+    errors = [mean_over(rows, lambda row: row.mean_error, "rotation", angle) for angle in ANGLES]
     assert errors == sorted(errors)
     assert errors[-1] > 0.1
 

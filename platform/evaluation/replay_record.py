@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dropgen.errors import ResourceError
 from dropgen.platform.evaluation.charts import INK, METHOD_COLOURS, MUTED, style_axis
-from dropgen.platform.evaluation.geometry import Row, compare_geometry, exact, mean_over
+from dropgen.platform.evaluation.replay import Row, compare_geometry, exact, mean_over
 from dropgen.platform.training.bench import Workbench
 
 FOLDER = "analyses"
