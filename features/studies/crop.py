@@ -16,7 +16,9 @@ Crop = tuple[int, int, int]
 def median_shape(spacings: np.ndarray, shapes: np.ndarray, target: tuple[float, float, float]) -> np.ndarray:
     """Median size [3] in voxels of the cases [N, 3] once they are resampled to `target` mm."""
     steps = np.asarray(target) / spacings
-    return np.median([geometry.resampled_shape(tuple(shape), step) for shape, step in zip(shapes, steps, strict=True)], 0)
+    return np.median(
+        [geometry.resampled_shape(tuple(shape), step) for shape, step in zip(shapes, steps, strict=True)], 0
+    )
 
 
 def most_downs(size: np.ndarray, wanted: int) -> int:
@@ -50,7 +52,9 @@ def plan_crop(
     factor = 2**downs
     smallest = 2 * factor
     cube = (START_VOXELS * np.prod(spacing)) ** (1 / 3) / np.asarray(spacing)
-    crop = [max(smallest, -(-int(min(round(edge), most)) // factor) * factor) for edge, most in zip(cube, size, strict=True)]
+    crop = [
+        max(smallest, -(-int(min(round(edge), most)) // factor) * factor) for edge, most in zip(cube, size, strict=True)
+    ]
     while (needed := bytes_of(_as_crop(crop))) > budget:
         shrinkable = [axis for axis in range(3) if crop[axis] > smallest]
         if not shrinkable:
