@@ -1,4 +1,4 @@
-"""What a training step of the flat UNet takes: memory without computing anything, seconds by taking a few small ones."""
+"""What a training step of the flat UNet takes: memory without computing anything, seconds from a few small steps."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ def _totals(found: DryRun, timing: Timing | None) -> Table:
         predictions = sum(work.predictions for work in found.adaptations)
         table.add_row("test-time methods", f"{predictions}", "predictions, those that tune them included")
     table.add_section()
-    cases = f"{found.store_cases} of {_count(len(found.bench.study.cases), 'case')} to compute, {found.bench.store.location}"
-    table.add_row("disk: store", size_text(found.disk["store"]), cases)
+    lacking = f"{found.store_cases} of {_count(len(found.bench.study.cases), 'case')} to compute"
+    table.add_row("disk: store", size_text(found.disk["store"]), f"{lacking}, {found.bench.store.location}")
     table.add_row("disk: checkpoints", size_text(found.disk["checkpoints"]), "last and best of every trial")
     table.add_row("disk: masks", size_text(found.disk["masks"]), "as large as the labels are")
     table.add_row("disk: free", size_text(found.root_free), str(found.bench.root))
@@ -157,10 +157,8 @@ def _totals(found: DryRun, timing: Timing | None) -> Table:
     parts = hours(found, timing)
     for name, value in parts.items():
         table.add_row(f"hours: {name}", f"{value:.2f}", "one thing at a time" if name == "store" else "")
-    together = _count(timing.concurrent, "trial")
-    table.add_row(
-        "hours: in all", f"{sum(parts.values()):.2f}", f"at best {_best(parts, timing):.2f} with {together} at once"
-    )
+    best = f"at best {_best(parts, timing):.2f} with {_count(timing.concurrent, 'trial')} at once"
+    table.add_row("hours: in all", f"{sum(parts.values()):.2f}", best)
     return table
 
 

@@ -1,4 +1,4 @@
-"""How much of an experiment's trials is left, by what is on disk: trainings, steps, tests, what other programs train."""
+"""How much of an experiment is left, by what is on disk: trainings, steps, tests, what other programs train."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _method_work(bench: Workbench, trials: Sequence[Trial]) -> MethodWork:
         steps=sum(bench.experiment.training.steps - step for step in reached),
         tests=_untested(bench, trials, len(trials), seeds),
         example=(left or list(trials))[0],
-        weights_bytes=_weights_bytes(bench, trials[0].method),
+        weights_bytes=weights_bytes(bench, trials[0].method),
     )
 
 
@@ -116,7 +116,7 @@ def space_work(bench: Workbench, space: Space) -> MethodWork:
         steps=left * bench.experiment.training.steps - sum(reached),
         tests=_untested(bench, known, trials, len(seeds)),
         example=Trial(method=space.corners()[0], seed=seeds[0]),
-        weights_bytes=_weights_bytes(bench, space.corners()[0]),
+        weights_bytes=weights_bytes(bench, space.corners()[0]),
     )
 
 
@@ -165,7 +165,7 @@ def external_work(bench: Workbench, trials: Sequence[Trial]) -> tuple[ExternalWo
     return tuple(found)
 
 
-def _weights_bytes(bench: Workbench, method: Component) -> int:
+def weights_bytes(bench: Workbench, method: Component) -> int:
     """Of the network that a method trains, built without data."""
     built = build_method(method)
     channels = bench.extractor.channels if bench.extractor is not None and built.needs_features else 0
