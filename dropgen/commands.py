@@ -78,7 +78,8 @@ VERBS: dict[str, Verb] = {
         (
             "study check my-study.yaml", "study check my.yaml --json",
             "study convert amos amos22/ studies/amos", "study convert prostate SAML/ studies/prostate",
-            "study shift my-study.yaml studies/shifted", "study plan my-raw-folder", "study plan my.yaml --memory-gb 16",
+            "study shift my-study.yaml studies/shifted",
+            "study plan my-raw-folder", "study plan my.yaml --memory-gb 16 --measure",
         ),
         (
             option(
@@ -90,8 +91,8 @@ VERBS: dict[str, Verb] = {
             ),
             option(
                 "study",
-                help="check, shift, plan: study YAML, or an experiment YAML that names one; plan: also a manifest CSV or "
-                "an nnU-Net raw folder; convert: brats, amos, cow, hvsmr, prostate or pandg",
+                help="check, shift, plan: study YAML, or an experiment YAML that names one; plan: or a manifest CSV or an "
+                "nnU-Net raw folder; convert: brats, amos, cow, hvsmr, prostate or pandg",
             ),
             option(
                 "raw", type=Path, nargs="?",
