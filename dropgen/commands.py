@@ -91,8 +91,8 @@ VERBS: dict[str, Verb] = {
             ),
             option(
                 "study",
-                help="check, shift, plan: study YAML, or an experiment YAML that names one; plan: or a manifest CSV or an "
-                "nnU-Net raw folder; convert: brats, amos, cow, hvsmr, prostate or pandg",
+                help="check, shift, plan: study YAML, or an experiment YAML that names one; plan: or a manifest CSV or "
+                "an nnU-Net raw folder; convert: brats, amos, cow, hvsmr, prostate or pandg",
             ),
             option(
                 "raw", type=Path, nargs="?",

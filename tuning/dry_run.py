@@ -107,6 +107,11 @@ def look_ahead(
     require_trainable(ours.model_copy(update={"methods": planned.methods}), study)
     require_adaptable(ours, planned.fixed)
     bench, storing, notes = _unopened(ours, planned, study, root)
+    if ours.search.test == "chosen":
+        notes.append(
+            "search.test = chosen: which hyperparameters are tested is known only once all are trained; one set of every "
+            "method is counted"
+        )
     index = StudyIndex.of(study, bench.extractor if storing else None, ours.features.dtype, bench.store)
     works = missing_work(study, index, bench.store)
     demand = demand_of(works, study, bench.extractor if storing else None, ours.features.dtype)

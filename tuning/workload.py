@@ -128,6 +128,7 @@ def _reached(bench: Workbench, trial: Trial) -> int:
 
 def _untested(bench: Workbench, trials: Sequence[Trial], count: int, seeds: int) -> int:
     """How many of `count` models are left to be tested; with `search.test: chosen` one set of hyperparameters is."""
+    count -= sum(not is_open(bench, trial) and not _trained(bench, trial) for trial in trials)  # diverged or stopped
     wanted = count if bench.experiment.search.test == "every" else min(count, seeds)
     tested = [trial for trial in trials if _trained(bench, trial) and known_evaluation(bench, trial, None) is not None]
     return max(0, wanted - len(tested))
@@ -139,8 +140,7 @@ def adaptation_work(bench: Workbench, planned: Plan, adapt: Component) -> Adapta
     suited = [trial for trial in planned.fixed if adaptation.suits(build_method(trial.method))]
     left = [trial for trial in suited if not _adapted(bench, trial, adapt)]
     if experiment.search.test == "chosen":
-        kept = len(experiment.seeds) * len({trial.method.name for trial in left})
-        left = left[: max(kept, sum(trial.method in adaptation.adapts for trial in left))]
+        left = left[: len(experiment.seeds) * len({trial.method.name for trial in left})]
     each = tries(bench, adapt) + len(held_out_cases(bench.study, experiment.selection.rule))
     return AdaptationWork(adapt.label, len(left), len(left) * each)
 
