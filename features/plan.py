@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal as size_text
 
 from dropgen import memory
 from dropgen.config import Experiment, Features, Network, Training, load_experiment, read_yaml
@@ -155,8 +156,8 @@ def require_room(plan: Plan, root: Path) -> None:
     free = store.place.free()
     if free is not None and plan.demand.disk > free:
         raise ResourceError(
-            f"the store of {plan.study.name} needs {plan.demand.disk / GB:.2f} GB and {store.location} has "
-            f"{free / GB:.2f} GB free; free disk space there or choose another folder with --root or features.store, "
+            f"the store of {plan.study.name} needs {size_text(plan.demand.disk)} and {store.location} has "
+            f"{size_text(free)} free; free disk space there or choose another folder with --root or features.store, "
             "a coarser spacing, or features.dtype = int8"
         )
     available = memory.available()
@@ -166,7 +167,7 @@ def require_room(plan: Plan, root: Path) -> None:
     for what, size in needed.items():
         if size > available:
             raise ResourceError(
-                f"{what} of {plan.study.name} needs {size / GB:.2f} GB of memory and {available / GB:.2f} GB are "
+                f"{what} of {plan.study.name} needs {size_text(size)} of memory and {size_text(available)} are "
                 "available; close other programs, lower --memory-gb or choose a coarser spacing"
             )
 

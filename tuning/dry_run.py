@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal as size_text
+
 from dropgen.config import Experiment
 from dropgen.errors import ResourceError
 from dropgen.features.demand import demand_of
@@ -38,7 +40,6 @@ from dropgen.tuning.workload import (
 )
 
 COPIES = 4  # of every weight: last.ckpt holds it and AdamW's two moments, the bundle of the best network holds it again
-GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def look_ahead(
     bench, storing, notes = _unopened(ours, planned, study, root)
     if ours.search.test == "chosen":
         notes.append(
-            "search.test = chosen: which hyperparameters are tested is known only once all are trained; one set of every "
-            "method is counted"
+            "search.test = chosen: which hyperparameters are tested is known only once all are trained; one set of "
+            "every method is counted"
         )
     index = StudyIndex.of(study, bench.extractor if storing else None, ours.features.dtype, bench.store)
     works = missing_work(study, index, bench.store)
@@ -153,14 +154,14 @@ def require_room(found: DryRun) -> None:
     remedy = "free disk space there, choose another folder with --root or features.store, or lower what is to be done"
     if found.store_free is not None and found.same_disk and store + rest > found.root_free:
         raise ResourceError(
-            f"'{found.bench.experiment.name}' would write {(store + rest) / GB:.2f} GB (store {store / GB:.2f}, "
-            f"checkpoints and masks {rest / GB:.2f}) and {where} has {found.root_free / GB:.2f} GB free; {remedy}"
+            f"'{found.bench.experiment.name}' would write {size_text(store + rest)} (store {size_text(store)}, "
+            f"checkpoints and masks {size_text(rest)}) and {where} has {size_text(found.root_free)} free; {remedy}"
         )
     for size, free, place in ((store, found.store_free, found.bench.store.location), (rest, found.root_free, where)):
         if free is not None and size > free:
             raise ResourceError(
-                f"'{found.bench.experiment.name}' would write {size / GB:.2f} GB to {place}, which has "
-                f"{free / GB:.2f} GB free; {remedy}"
+                f"'{found.bench.experiment.name}' would write {size_text(size)} to {place}, which has "
+                f"{size_text(free)} free; {remedy}"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from rich.filesize import decimal as size_text
 
 from dropgen.errors import ResourceError
 from dropgen.features.studies import geometry
@@ -60,10 +61,11 @@ def plan_crop(
         if not shrinkable:
             raise ResourceError(
                 f"a training step with the smallest crop {crop} that {downs} downsamplings take needs "
-                f"{needed / 1e9:.1f} GB and the budget is {budget / 1e9:.1f} GB; raise --memory-gb, or plan for an "
+                f"{size_text(needed)} and the budget is {size_text(budget)}; raise --memory-gb, or plan for an "
                 "experiment with a smaller training.batch, network.base or network.downs"
             )
-        crop[max(shrinkable, key=lambda axis: (crop[axis] / size[axis], axis))] -= factor
+        # Among equals the finest axis, which has the most to lose before structures leave the crop.
+        crop[max(shrinkable, key=lambda axis: (crop[axis] / size[axis], -spacing[axis]))] -= factor
     return _as_crop(crop)
 
 

@@ -36,9 +36,11 @@ def test_volumes_that_fit_whole_are_taken_whole() -> None:
 
 
 def test_memory_is_taken_from_the_axis_that_is_longest_against_the_volumes() -> None:
-    # As nnU-Net: the plane of thick slices shrinks, the few slices stay.
-    crop = plan_crop((1.25, 1.25, 8.0), np.array((256, 256, 12)), 2, math.prod, 128 * 128 * 12)
-    assert crop == (128, 128, 12)
+    size = np.array((256, 256, 24))
+    first = plan_crop((1.25, 1.25, 8.0), size, 2, math.prod, math.prod(size.tolist()) - 1)
+    assert first == (252, 256, 24)  # the finest of equals
+    later = plan_crop((1.25, 1.25, 8.0), size, 2, math.prod, 128 * 128 * 12)
+    assert np.ptp(later / size) <= 4 / 24  # as alike as steps of 4 voxels can make them
 
 
 def test_a_first_guess_is_a_cube_in_millimetres() -> None:
@@ -51,7 +53,9 @@ def test_a_budget_below_the_smallest_crop_is_refused_with_both_numbers() -> None
     def bytes_of(crop: Crop) -> int:
         return 1000 * math.prod(crop)
 
-    with pytest.raises(ResourceError, match=r"\[16, 16, 16\] that 3 downsamplings take needs 0\.0 GB and the budget"):
+    with pytest.raises(
+        ResourceError, match=r"\[16, 16, 16\] that 3 downsamplings take needs 4\.1 MB and the budget is 4\.1 kB"
+    ):
         plan_crop((1.0, 1.0, 1.0), np.array((64, 64, 64)), 3, bytes_of, 4096)
 
 

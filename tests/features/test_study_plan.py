@@ -125,15 +125,15 @@ def test_what_does_not_fit_is_refused_with_numbers(
 ) -> None:
     code, _, said = run(tiny, capsys, "--memory-gb", "0.001")
     assert code == 2
-    assert "and the budget is 0.0 GB; raise --memory-gb" in said
+    assert "and the budget is 1.0 MB; raise --memory-gb" in said
     monkeypatch.setattr("dropgen.memory.available", lambda: 1000)
     code, document, said = run(tiny, capsys)
     assert (code, document["memory_available_bytes"]) == (2, 1000)
-    assert "GB of memory and 0.00 GB are available" in said
+    assert "of memory and 1.0 kB are available" in said
     monkeypatch.setattr("dropgen.features.store.folder.Folder.free", lambda place: 10)
     code, document, said = run(tiny, capsys)
     assert (code, document["store_free_bytes"]) == (2, 10)
-    assert "has 0.00 GB free; free disk space there" in said
+    assert "has 10 bytes free; free disk space there" in said
 
 
 @pytest.mark.parametrize("words", [("check", "--measure"), ("check", "--memory-gb", "4")])

@@ -29,7 +29,7 @@ def test_at_least_every_convolution_keeps_its_input() -> None:
         if isinstance(layer, torch.nn.Conv3d):
             layer.register_forward_hook(count)
     network(torch.zeros(1, 3, 8, 8, 8))
-    assert inputs <= step_bytes(TINY, (8, 8, 8)) < 10 * inputs
+    assert inputs <= step_bytes(TINY, (8, 8, 8)) < 20 * inputs
 
 
 def test_a_crop_larger_than_any_memory_can_be_asked_for() -> None:

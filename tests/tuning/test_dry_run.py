@@ -14,6 +14,8 @@ from jsonschema import Draft202012Validator
 
 from dropgen.__main__ import main
 from dropgen.config import Component, Experiment, to_json
+from dropgen.features.studies.study import load_study, validation_cases
+from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.methods import METHODS
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import build_network
@@ -70,9 +72,11 @@ def test_a_root_that_does_not_exist_is_not_made_and_everything_is_left(tmp_path:
     assert (works["erm"]["sets"], works["erm"]["seeds"], works["erm"]["trials"]) == (1, 2, 2)
     assert (works["dropgen"]["sets"], works["dropgen"]["trials"], works["dropgen"]["steps"]) == (2, 4, 24)
     assert document["steps"] == 6 * 6
-    assert document["validations"] == 6 * 2 * 2  # trials, validations each, cases of target_validation
-    assert document["evaluations"] > 0
-    assert document["store_cases"] > 0
+    study = load_study(experiment.study, tmp_path)
+    validating = len(validation_cases(study, experiment.selection.rule))
+    assert document["validations"] == 6 * 2 * validating  # trials, times
+    assert document["evaluations"] == 6 * len(held_out_cases(study, experiment.selection.rule))
+    assert document["store_cases"] == len(study.cases)
     assert document["disk_bytes"]["store"] > 0
     assert document["hours"] is None
     assert "not measured" in said
@@ -113,7 +117,7 @@ def test_a_sampled_space_is_counted_by_its_points(root: Path, dry_run: DryRun) -
 
 
 def test_test_time_methods_count_their_tuning(root: Path, dry_run: DryRun) -> None:
-    adaptations = [{"name": "tent", "steps": 1, "learning_rate": 1e-4}]
+    adaptations = [{"name": "tent"}]
     _, document, _ = dry_run("run", tiny_experiment(root, **TWO, adaptations=adaptations), root)
     (tent,) = document["adaptations"]
     held_out = document["evaluations"] // 6
@@ -167,7 +171,7 @@ def test_a_disk_that_is_too_small_is_refused_with_numbers(
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**9, 10**9, 1000))
     code, document, said = dry_run("run", experiment, tmp_path / "root")
     assert (code, document["root_free_bytes"]) == (2, 1000)
-    assert "has 0.00 GB free; free disk space there" in said
+    assert "has 1.0 kB free; free disk space there" in said
 
 
 def test_an_unsettled_source_of_features_is_said(root: Path, dry_run: DryRun) -> None:
