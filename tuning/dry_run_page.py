@@ -56,7 +56,7 @@ def tell(
 
 
 def tell_search(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The dry run of a search without `--methods`, which trains and tests nothing."""
+    """The dry run of a search without `--methods`, which trains and does not test."""
     root = arguments.root
     if arguments.experiment is None:
         experiment = demo_experiment(root, arguments.overrides, make=False)
