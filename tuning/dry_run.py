@@ -113,9 +113,11 @@ def look_ahead(
             "search.test = chosen: which hyperparameters are tested is known only once all are trained; one set of "
             "every method is counted"
         )
-    index = StudyIndex.of(study, bench.extractor if storing else None, ours.features.dtype, bench.store)
+    stored, index = bench.extractor if storing else None, bench.index
+    if storing != (index.extractor is not None):  # a source that has to be settled yet needs both to be timed
+        index = StudyIndex.of(study, stored, ours.features.dtype, bench.store)
     works = missing_work(study, index, bench.store)
-    demand = demand_of(works, study, bench.extractor if storing else None, ours.features.dtype)
+    demand = demand_of(works, study, stored, ours.features.dtype)
     trials = [*fixed_work(bench, planned), *(space_work(bench, space) for space in planned.spaces)]
     if not tests:
         trials = [replace(work, tests=0) for work in trials]

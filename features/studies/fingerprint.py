@@ -83,7 +83,10 @@ def take_fingerprint(study: Study, on_case: Callable[[Case], None] = lambda case
         StudyError: Cases cannot be read, or a label is not on its image's grid; names all of them.
     """
     cases = study.split("train")
-    spacings, shapes, inner, problems = [], [], [], []
+    spacings: list[np.ndarray] = []
+    shapes: list[tuple[int, ...]] = []
+    inner: list[tuple[int, ...]] = []
+    problems: list[str] = []
     values: dict[str, list[_Values]] = defaultdict(list)
     volumes: dict[int, list[float]] = defaultdict(list)
     generator = np.random.default_rng(0)
