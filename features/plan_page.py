@@ -108,7 +108,7 @@ def _proposed(plan: Plan) -> Iterable[tuple[str, str, str]]:
     reasons = "; ".join(plan.reasons.values() if len(plan.reasons) == 1 else map(": ".join, plan.reasons.items()))
     yield "intensity", _flow(study.intensity), beside(reasons, _flow(given.intensity), _flow(study.intensity))
     network = f"base {plan.predictor.base}, downs {plan.predictor.downs}"
-    yield "network", network, "as many downs as the shortest axis has room for"
+    yield "network", network, "as many downs as the shortest axis has room for without much padding"
 
 
 def _takes(plan: Plan, root: Path) -> Iterable[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ from dropgen.errors import ResourceError
 from dropgen.features.studies import geometry
 
 START_VOXELS = 256**3  # nnU-Net's first guess, which is certainly larger than what a budget allows
+MOST_PADDED = 1.5
 Crop = tuple[int, int, int]
 
 
@@ -23,8 +24,17 @@ def median_shape(spacings: np.ndarray, shapes: np.ndarray, target: tuple[float, 
 
 
 def most_downs(size: np.ndarray, wanted: int) -> int:
-    """How many halvings, at most `wanted`, the shortest axis of `size` voxels takes with two voxels left at the end."""
-    return next((downs for downs in range(wanted, 1, -1) if 2 * 2**downs <= size.min()), 1)
+    """How many halvings suit volumes of `size` voxels, at most `wanted` and at least one.
+
+    Two voxels are left of the shortest axis, and rounding all axes up to a multiple of `2**downs` makes the volume no
+    more than half as large again, because that would be padding.
+    """
+
+    def suits(downs: int) -> bool:
+        padded = np.ceil(size / 2**downs) * 2**downs
+        return 2 * 2**downs <= size.min() and padded.prod() <= MOST_PADDED * size.prod()
+
+    return next(filter(suits, range(wanted, 1, -1)), 1)
 
 
 def plan_crop(

@@ -64,6 +64,10 @@ def test_the_shortest_axis_says_how_often_a_volume_can_be_halved(shortest: int, 
     assert most_downs(np.array((500, 500, shortest)), 5) == downs
 
 
+def test_volumes_are_not_halved_so_often_that_most_of_a_crop_is_padding() -> None:
+    assert most_downs(np.array((36, 50, 37)), 5) == 3  # of 16 voxels a crop of 48 x 64 x 48 would be
+
+
 def test_sizes_are_those_after_resampling() -> None:
     spacings, shapes = np.array([(1.0, 1.0, 8.0), (2.0, 2.0, 8.0)]), np.array([(100, 100, 10), (50, 50, 10)])
     assert median_shape(spacings, shapes, (1.0, 1.0, 4.0)).tolist() == [100, 100, 20]
