@@ -49,6 +49,12 @@ SEEDS = option("--seeds", type=json.loads, help="number of seeds per method, or 
 TOKEN_FILE = option(
     "--token-file", type=Path, help="file with the service's token (default: DROPGEN_TOKEN, else the one under --root)"
 )
+DRY_RUN = option(
+    "--dry-run", action="store_true", help="print what is left to do, disk and hours, and write nothing at all"
+)
+MEASURE = option(
+    "--measure", action="store_true", help="with --dry-run: take a few training steps of every method, to tell hours"
+)
 ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
 
 VERBS: dict[str, Verb] = {
@@ -62,29 +68,31 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "run an experiment whole: check, precompute, train and search, evaluate, register, report",
         "dropgen.tuning.run:command",
-        ("run configs/experiments/demo.yaml", "run my.yaml --training.steps=2000"),
-        (EXPERIMENT, ADDRESS),
+        ("run configs/experiments/demo.yaml", "run my.yaml --training.steps=2000", "run my.yaml --dry-run --measure"),
+        (EXPERIMENT, DRY_RUN, MEASURE, ADDRESS),
         overrides=True,
     ),
     "study": Verb(
-        "check every case of a study, make one of a public benchmark's archive, or a domain shift out of one",
+        "check every case of a study, plan one, make one of a public benchmark's archive, or a domain shift out of one",
         "dropgen.features.studies.command:command",
         (
             "study check my-study.yaml", "study check my.yaml --json",
             "study convert amos amos22/ studies/amos", "study convert prostate SAML/ studies/prostate",
             "study shift my-study.yaml studies/shifted",
+            "study plan my-raw-folder", "study plan my.yaml --memory-gb 16 --measure",
         ),
         (
             option(
                 "action",
-                choices=("check", "convert", "shift"),
+                choices=("check", "convert", "shift", "plan"),
                 help="check: verify every case; convert: write manifest and YAML for an archive as it is published; "
-                "shift: write a study whose held-out cases come back under intensity shifts",
+                "shift: write a study whose held-out cases come back under intensity shifts; plan: say which spacing, "
+                "crop and intensity rule suit the training cases, and what disk, memory and time they take",
             ),
             option(
                 "study",
-                help="check, shift: study YAML, or an experiment YAML that names one; convert: brats, amos, cow, "
-                "hvsmr, prostate or pandg",
+                help="check, shift, plan: study YAML, or an experiment YAML that names one; plan: or a manifest CSV or "
+                "an nnU-Net raw folder; convert: brats, amos, cow, hvsmr, prostate or pandg",
             ),
             option(
                 "raw", type=Path, nargs="?",
@@ -93,6 +101,8 @@ VERBS: dict[str, Verb] = {
             option("out", type=Path, nargs="?", help="convert: folder for the study"),
             option("--include-va-ct", action="store_true", help="convert amos: train on the 100 CT of imagesVa too"),
             option("--shifts", default="all", help="shift: gamma, inverted, biased, noisy, coarse (default: all)"),
+            option("--memory-gb", type=float, help="plan: memory that a training step may take (default 8)"),
+            option("--measure", action="store_true", help="plan: time a few small training steps, to tell the hours"),
         ),
     ),
     "precompute": Verb(
@@ -135,6 +145,7 @@ VERBS: dict[str, Verb] = {
         (
             "search", "search my.yaml --max-minutes 60", "search my.yaml --search.sampler=tpe --search.scheduler=asha",
             "search my.yaml --methods all --seeds 3", "search --methods erm,dropgen,tent --defaults",
+            "search my.yaml --methods all --dry-run",
         ),
         (
             option("experiment", type=Path, nargs="?", help="experiment YAML (default: p on the demo study)"),
@@ -148,6 +159,8 @@ VERBS: dict[str, Verb] = {
             ),
             SEEDS,
             option("--max-minutes", type=float, help="end after this time; the next search continues"),
+            DRY_RUN,
+            MEASURE,
             ADDRESS,
         ),
         overrides=True,

@@ -68,7 +68,8 @@ class StudyIndex:
         fingerprint = None if extractor is None else extractor.fingerprint
         hashes = _FileHashes(None if store is None else store.folder / "source-hashes.json")
         keys = {case.id: case_keys(case, study.preparation, fingerprint, dtype, hashes.of) for case in study.cases}
-        hashes.save()
+        if store is not None and store.remembers:
+            hashes.save()
         return cls(study.name, fingerprint, dtype, keys)
 
     @property

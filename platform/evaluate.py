@@ -85,27 +85,18 @@ def evaluate_trial(
         ConfigError: The experiment has no trial that the test-time method needs.
     """
     output = evaluation_folder(bench, trial, adapt)
+    if (finished := known_evaluation(bench, trial, adapt)) is not None:
+        return finished
+    inputs = _inputs(bench, trial, adapt)
     stable = stable_trial(bench.experiment, trial, adapt)
-    bundles = [bench.bundle(one) for one in (trial, stable) if one is not None]
-    rule = bench.experiment.selection.rule
-    cases = held_out_cases(bench.study, rule)
-    seen = cases if adapt is None else (*cases, *validation_cases(bench.study, rule))
-    inputs = digest([
-        [file_digest(bundle / SPEC_FILE) for bundle in bundles],
-        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
-        how(bench.study, bench.experiment.evaluation),
-        code_version("features", "platform"),
-    ])  # fmt: skip
-    finished = read_json(output / "summary.json")
-    if finished and finished.get("inputs") == inputs:
-        return dict(finished)
+    cases = held_out_cases(bench.study, bench.experiment.selection.rule)
     total = len(cases) + (0 if adapt is None else tries(bench, adapt))
     done = itertools.count(1)
 
     def predicted() -> None:
         on_prediction(next(done), total)
 
-    segmenter = Segmenter.load(bundles[0], choose_device(bench.experiment.training.device))
+    segmenter = Segmenter.load(bench.bundle(trial), choose_device(bench.experiment.training.device))
     adaptation: dict[str, Any] = {}
     if adapt is not None:
         segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
@@ -124,6 +115,31 @@ def evaluate_trial(
         "cases": len(cases), "scored": len(scores), "inputs": inputs,
     }  # fmt: skip
     return write_scores(output, scores, bench, facts)
+
+
+def known_evaluation(bench: Workbench, trial: Trial, adapt: Component | None) -> dict[str, Any] | None:
+    """What `evaluate_trial` would return at once, because it is on disk for the same bundle, cases and code; or None.
+
+    Raises:
+        CheckpointError, ConfigError: As `evaluate_trial`.
+    """
+    summary = read_json(evaluation_folder(bench, trial, adapt) / "summary.json")
+    return dict(summary) if summary and summary.get("inputs") == _inputs(bench, trial, adapt) else None
+
+
+def _inputs(bench: Workbench, trial: Trial, adapt: Component | None) -> str:
+    """Digest of everything that an evaluation depends on."""
+    stable = stable_trial(bench.experiment, trial, adapt)
+    bundles = [bench.bundle(one) for one in (trial, stable) if one is not None]
+    rule = bench.experiment.selection.rule
+    cases = held_out_cases(bench.study, rule)
+    seen = cases if adapt is None else (*cases, *validation_cases(bench.study, rule))
+    return digest([
+        [file_digest(bundle / SPEC_FILE) for bundle in bundles],
+        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
+        how(bench.study, bench.experiment.evaluation),
+        code_version("features", "platform"),
+    ])  # fmt: skip
 
 
 def write_scores(

@@ -18,7 +18,9 @@ from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import ALIASES, METHODS
 from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.demo import demo_experiment
+from dropgen.tuning.dry_run_page import tell
 from dropgen.tuning.run import finish, run
+from dropgen.tuning.search import refuse_measure
 from dropgen.tuning.space import plan
 
 DEMO = "methods-demo"
@@ -85,7 +87,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     names = choose_names(arguments.methods, (*METHODS, *ADAPTATIONS, *EXTERNALS))
     root = arguments.root
     if arguments.experiment is None:
-        experiment = demo_experiment(root, arguments.overrides, DEMO)
+        experiment = demo_experiment(root, arguments.overrides, DEMO, make=not arguments.dry_run)
     else:
         experiment = load_experiment(arguments.experiment, root, arguments.overrides)
     if arguments.seeds is not None:
@@ -94,6 +96,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         search = experiment.search.model_copy(update={"max_minutes": arguments.max_minutes})
         experiment = experiment.model_copy(update={"search": search})
     found = roster(experiment, load_study(experiment.study, root), names, arguments.defaults)
+    if arguments.dry_run:
+        return tell(found.experiment, root, measure=arguments.measure, unavailable=found.unavailable)
+    refuse_measure(arguments)
     summary = run(
         found.experiment,
         root,

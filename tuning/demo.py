@@ -15,6 +15,7 @@ from typing import Any
 
 from dropgen.config import Experiment, load_experiment, with_seeds
 from dropgen.console import say
+from dropgen.errors import StudyError
 from dropgen.features.studies.phantom import make_phantom_study
 from dropgen.manifest import REPOSITORY
 from dropgen.platform.evaluation.results import group_rows
@@ -26,10 +27,26 @@ CONTRAST_DOMAINS = ("inverted", "remapped")
 QUALITY_DOMAINS = ("noisy", "biased")
 
 
-def demo_experiment(root: Path, overrides: Sequence[str] = (), name: str = "demo") -> Experiment:
-    """An experiment on the demo study, which is written to `<root>/demo/study` where it is not there yet."""
+def demo_experiment(root: Path, overrides: Sequence[str] = (), name: str = "demo", *, make: bool = True) -> Experiment:
+    """An experiment on the demo study, which is written to `<root>/demo/study` where it is not there yet.
+
+    Args:
+        root: Output root.
+        overrides: `--section.key=value`.
+        name: Of the experiment.
+        make: Whether a missing study is written; else it is refused.
+
+    Raises:
+        StudyError: It is missing and not to be made.
+    """
     experiment = load_experiment(EXPERIMENTS / f"{name}.yaml", root, overrides)
-    make_phantom_study(root / "demo" / "study")
+    if make:
+        make_phantom_study(root / "demo" / "study")
+    elif not experiment.study.exists():
+        raise StudyError(
+            f"{experiment.study} does not exist and a dry run writes nothing; run dropgen demo once, or name an "
+            "experiment whose study is there"
+        )
     return experiment
 
 

@@ -44,7 +44,7 @@ from dropgen.platform.training.choice import Choice
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
-from dropgen.tuning.search import known_results, open_bench, search
+from dropgen.tuning.search import known_results, open_bench, refuse_measure, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
 from dropgen.tuning.table import terminal, write_results
@@ -254,8 +254,9 @@ def _precompute(
     needed = features.source != "online" and any(map(leaves_source_open, methods))
     extractor = build_extractor(features.extractor) if needed else None
     store = FeatureStore.of(features, root)
-    if extractor is not None and features.source == "auto" and not _worth_storing(experiment, study, extractor, root):
-        extractor, needed = None, False
+    if extractor is not None and features.source == "auto":
+        needed = worth_storing(experiment, study, extractor, root, store)
+        extractor = extractor if needed else None
     index = StudyIndex.of(study, extractor, features.dtype, store)
     missing = index.missing(store)
 
@@ -272,12 +273,12 @@ def _precompute(
     stages.do("precompute", index.digest, work, due=bool(missing))
 
 
-def _worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path) -> bool:
+def worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path, store: FeatureStore) -> bool:
     """Whether an experiment that leaves the source open gets stored features, so that they can be timed at all.
 
     It does where the disk can hold them and earlier trials were not begun without.
     """
-    store, dtype = FeatureStore.of(experiment.features, root), experiment.features.dtype
+    dtype = experiment.features.dtype
     if (choice := Choice.read(choice_record(experiment, root, study, extractor, store))) is not None:
         return choice.source == "stored"
     works, free = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store), store.place.free()
@@ -367,6 +368,11 @@ def finish(summary: Mapping[str, Any]) -> None:
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen run EXPERIMENT`."""
     experiment = load_experiment(arguments.experiment, arguments.root, arguments.overrides)
+    if arguments.dry_run:
+        from dropgen.tuning.dry_run_page import tell  # the dry run stands on the run
+
+        return tell(experiment, arguments.root, measure=arguments.measure)
+    refuse_measure(arguments)
     summary = run(experiment, arguments.root, address=arguments.address)
     finish(summary)
     return summary

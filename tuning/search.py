@@ -88,7 +88,7 @@ def search(
             runs[result["key"]] = record.finished(trial, result)
         best = champion([result for _, result in results]) if results else None
         record.close(path, best)
-    unfinished = [trial.label for trial in planned.fixed if _is_open(bench, trial)]
+    unfinished = [trial.label for trial in planned.fixed if is_open(bench, trial)]
     diverged = known_divergences(bench, planned)
     document: dict[str, Any] = {
         "experiment": experiment.name,
@@ -126,14 +126,14 @@ def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
 
 def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
     """Every finished trial of the plan, sampled ones included, from the results on disk."""
-    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
+    sampled = [trial for space in planned.spaces for trial, _ in sampled_trials(bench, space)]
     found = ((trial, finished(bench.folder(trial))) for trial in (*planned.fixed, *sampled))
     return [(trial, result) for trial, result in found if result is not None]
 
 
 def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
     """Every trial of the plan whose loss was not finite: `label, method, options, seed, step, why`."""
-    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
+    sampled = [trial for space in planned.spaces for trial, _ in sampled_trials(bench, space)]
     notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in (*planned.fixed, *sampled))
     return [
         {"method": trial.method.name, "options": trial.method.options, "seed": trial.seed, **note}
@@ -144,13 +144,14 @@ def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
 
 def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | None, deadline: float) -> list[Failure]:
     experiment, training = bench.experiment, bench.experiment.training
-    todo = [trial for trial in planned.fixed if _is_open(bench, trial)]
+    todo = [trial for trial in planned.fixed if is_open(bench, trial)]
     if not todo and not planned.spaces:
         return []
     failures: list[Failure] = []
     with connect(address, training.workers * training.threads), progress("steps") as bars:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        total = len(planned.fixed) + sum(_samples(bench, space) + len(experiment.seeds) - 1 for space in planned.spaces)
+        later = len(experiment.seeds) - 1
+        total = len(planned.fixed) + sum(sample_count(bench, space) + later for space in planned.spaces)
         view = View(bars, training.steps, total, [result for _, result in known_results(bench, planned)])
         desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view)
         if todo:
@@ -164,9 +165,9 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     """Samples a space with the first seed, then trains its best point with the other seeds."""
     bench = desk.bench
     seed, *others = bench.experiment.seeds
-    known = [(trial, dice) for trial, dice in _sampled(bench, space) if trial.seed == seed]
+    known = [(trial, dice) for trial, dice in sampled_trials(bench, space) if trial.seed == seed]
     done = [(trial, dice) for trial, dice in known if dice is not None]
-    missing = _samples(bench, space) - len(done)
+    missing = sample_count(bench, space) - len(done)
     failures: list[Failure] = []
     if missing > 0 and time.monotonic() < deadline:
         ahead = [_prefixed(space, trial) for trial, dice in known if dice is None]
@@ -180,7 +181,7 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
             mode="max",
             points_to_evaluate=ahead,
             # A resumed search must not draw the very points again that it began with.
-            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, _samples(bench, space) // 4)),
+            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, sample_count(bench, space) // 4)),
         )
         for trial, dice in done:
             searcher.add_evaluated_point(_prefixed(space, trial), dice)
@@ -189,11 +190,11 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     if not results or time.monotonic() >= deadline:
         return failures
     best = choose(results).method
-    todo = [trial for other in others if _is_open(bench, trial := Trial(method=best, seed=other))]
+    todo = [trial for other in others if is_open(bench, trial := Trial(method=best, seed=other))]
     return failures + (run_fixed(desk, todo, _left(deadline)) if todo else [])
 
 
-def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
+def sampled_trials(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
     """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended.
 
     One that diverged ended with Dice 0.
@@ -209,7 +210,8 @@ def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]
     return found
 
 
-def _samples(bench: Workbench, space: Space) -> int:
+def sample_count(bench: Workbench, space: Space) -> int:
+    """How many points of a space the sampler tries with the first seed."""
     return int(min(bench.experiment.search.trials, space.size))
 
 
@@ -217,7 +219,8 @@ def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:
     return {f"point/{key}": value for key, value in (space.point(trial.method) or {}).items()}
 
 
-def _is_open(bench: Workbench, trial: Trial) -> bool:
+def is_open(bench: Workbench, trial: Trial) -> bool:
+    """Whether a search would train it, or go on with it."""
     folder = bench.folder(trial)
     return finished(folder) is None and not any((folder / note).exists() for note in (STOPPED, DIVERGED))
 
@@ -246,6 +249,12 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+def refuse_measure(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError where `--measure` stands without `--dry-run`: what is run anyway needs no estimate."""
+    if arguments.measure:
+        raise ConfigError("--measure belongs to --dry-run, which tells the hours; add it or leave both out")
+
+
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen search [EXPERIMENT]`."""
     root = arguments.root
@@ -257,6 +266,11 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         return compare(arguments)
     if arguments.defaults:
         raise ConfigError("--defaults belongs to --methods, which names what to compare; add --methods all")
+    if arguments.dry_run:
+        from dropgen.tuning.dry_run_page import tell_search  # the dry run stands on the search
+
+        return tell_search(arguments)
+    refuse_measure(arguments)
     if arguments.experiment is None:
         from dropgen.tuning.demo import demo_experiment  # the demo stands on the search
 

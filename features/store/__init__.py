@@ -32,22 +32,24 @@ class FeatureStore:
     Args:
         folder: Of this machine; created by the first write.
         place: Where the entries lie; the folder itself where it is None.
+        remembers: Whether hashes of source files are kept in the folder; without, who only looks leaves no trace.
     """
 
-    def __init__(self, folder: Path, place: Place | None = None) -> None:
+    def __init__(self, folder: Path, place: Place | None = None, *, remembers: bool = True) -> None:
         self.folder = folder
+        self.remembers = remembers
         self.place: Place = Folder(folder) if place is None else place
 
     @classmethod
-    def of(cls, features: Features, root: Path) -> FeatureStore:
+    def of(cls, features: Features, root: Path, *, remembers: bool = True) -> FeatureStore:
         """The store that an experiment names; an object store is read through copies in `<root>/cache`."""
         where = features.store
         if where is None:
-            return cls(root / "store")
+            return cls(root / "store", remembers=remembers)
         if "://" not in where:
-            return cls(Path(where))
+            return cls(Path(where), remembers=remembers)
         cache = root / "cache" / digest(where)
-        return cls(cache, Remote(where, cache, round(features.cache_gb * 1e9)))
+        return cls(cache, Remote(where, cache, round(features.cache_gb * 1e9)), remembers=remembers)
 
     @property
     def location(self) -> str:

@@ -1,4 +1,4 @@
-"""The verbs `study check`, `study convert` and `study shift`."""
+"""The verbs `study check`, `study convert`, `study shift` and `study plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dropgen.console import progress, say, warn
-from dropgen.errors import ConfigError, StudyError
+from dropgen.errors import ConfigError, ResourceError, StudyError
+from dropgen.features.plan import document as plan_document
+from dropgen.features.plan import make_plan, require_room
+from dropgen.features.plan_page import notes, page, snippet
 from dropgen.features.studies.benchmarks import benchmark_of
 from dropgen.features.studies.benchmarks.amos import INCLUDE_VA_CT
 from dropgen.features.studies.check import require_sound
@@ -19,12 +22,15 @@ from dropgen.features.studies.study import SPLITS, Study, load_study, read_study
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Checks a study, makes one of a benchmark's archive, or one with shifted copies of another's held-out cases.
+    """Checks a study, plans one, makes one of a benchmark's archive, or one with shifted copies of held-out cases.
 
     Raises:
         ConfigError: An argument is missing or belongs to the other action.
         StudyError: The study is not sound or the archive not as published; names every problem.
+        ResourceError: What is planned does not fit this machine.
     """
+    if arguments.action != "plan" and (arguments.memory_gb is not None or arguments.measure):
+        raise ConfigError(f"study {arguments.action}: --memory-gb and --measure belong to study plan")
     if arguments.action == "convert":
         if arguments.raw is None or arguments.out is None:
             raise ConfigError(
@@ -38,8 +44,29 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("study shift takes a study YAML and a folder, as in study shift my-study.yaml shifted")
         return _shift(arguments)
     if arguments.raw is not None:
-        raise ConfigError("study check takes one study YAML and nothing else")
-    return _check(arguments)
+        raise ConfigError(f"study {arguments.action} takes one study and nothing else")
+    return _plan(arguments) if arguments.action == "plan" else _check(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    source, root = Path(arguments.study), arguments.root
+    with progress("cases") as bar:
+        task = bar.add_task(f"look at {source.name}", total=None, note="")
+        plan = make_plan(
+            source, root, arguments.memory_gb, arguments.measure, lambda case: bar.update(task, advance=1, note=case.id)
+        )
+    say(page(plan, root))
+    say("\nto start from:\n")
+    say(snippet(plan, source))
+    for note in notes(plan):
+        warn(note)
+    found = plan_document(plan, root)
+    try:
+        require_room(plan, root)
+    except ResourceError as error:
+        error.document = found
+        raise
+    return found
 
 
 def _shift(arguments: argparse.Namespace) -> dict[str, Any]:

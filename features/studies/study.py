@@ -154,7 +154,7 @@ def read_study(path: Path, root: Path) -> Study:
     if "study" in values and "source" not in values:
         return read_study(load_experiment(path, root).study, root)
     file = validate(StudyFile, values, str(path))
-    cases = tuple(_case(row) for row in read_rows(resolve(file.source, path.parent, root)))
+    cases = tuple(case_of(row) for row in read_rows(resolve(file.source, path.parent, root)))
     return Study(
         name=file.name,
         classes=file.classes,
@@ -186,7 +186,8 @@ def few_shot(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
     return tuple(case for case in cases if case.split != "train" or case.subject in kept)
 
 
-def _case(row: Row) -> Case:
+def case_of(row: Row) -> Case:
+    """The case that a line of a manifest or a file of a raw folder stands for."""
     return Case(
         id=row["id"],
         subject=row["subject"] or row["id"],

@@ -27,6 +27,9 @@ class External(Protocol):
     def key(self, bench: Workbench, trial: Trial) -> str:
         """Digest of everything that a trial's result depends on."""
 
+    def known_result(self, bench: Workbench, trial: Trial) -> dict[str, Any] | None:
+        """What `run` would return at once, or None where there is work to do."""
+
     def run(self, bench: Workbench, trial: Trial, report: Callable[[str, int], None]) -> dict[str, Any]:
         """Trains, predicts and scores one trial; returns its result, with the summary under `evaluation`."""
 

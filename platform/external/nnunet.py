@@ -99,16 +99,13 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     method = build(trial.method)
     if reason := available():
         raise ConfigError(f"method {method.name} cannot run: {reason}")
-    home, training = bench.root / bench.experiment.name / "external", bench.experiment.training
-    data = home / f"{method.name}-{_data_key(bench)}"
-    site = Site(data, home / key(bench, trial), choose_device(training.device), training.threads)
+    if (finished := known_result(bench, trial)) is not None:
+        return finished
+    training = bench.experiment.training
+    data = _home(bench) / f"{method.name}-{_data_key(bench)}"
+    site = Site(data, _home(bench) / key(bench, trial), choose_device(training.device), training.threads)
     rule = bench.experiment.selection.rule
-    val, test = validation_cases(bench.study, rule), held_out_cases(bench.study, rule)
-    measuring = how(bench.study, bench.experiment.evaluation)
-    inputs = digest([_case_keys(bench, test), measuring, code_version("platform")])
-    finished = read_json(site.trial / "result.json")
-    if finished and finished["evaluation"]["inputs"] == inputs:
-        return dict(finished)
+    val, test, inputs = validation_cases(bench.study, rule), held_out_cases(bench.study, rule), _inputs(bench)
     write_json(site.trial / "trial.json", {"trial": to_json(trial), "experiment": to_json(bench.experiment)})
     seconds = _prepare(site, bench, val, report) + _train(site, method, report)
     masks = _predict(site, method, [*val, *test], inputs, report)
@@ -121,6 +118,22 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     }  # fmt: skip
     write_json(site.trial / "result.json", result)
     return result
+
+
+def known_result(bench: Workbench, trial: Trial) -> dict[str, Any] | None:
+    """The result of a trial that was trained and tested on the same data with the same code, or None."""
+    finished = read_json(_home(bench) / key(bench, trial) / "result.json")
+    return dict(finished) if finished and finished["evaluation"]["inputs"] == _inputs(bench) else None
+
+
+def _home(bench: Workbench) -> Path:
+    return bench.root / bench.experiment.name / "external"
+
+
+def _inputs(bench: Workbench) -> str:
+    """Digest of everything that masks and scores depend on beside the network."""
+    test = held_out_cases(bench.study, bench.experiment.selection.rule)
+    return digest([_case_keys(bench, test), how(bench.study, bench.experiment.evaluation), code_version("platform")])
 
 
 def _data_key(bench: Workbench) -> str:
