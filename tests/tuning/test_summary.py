@@ -181,7 +181,7 @@ def test_of_every_method_the_best_on_validation_is_tested_and_what_a_test_time_m
         result("dropgen", 0, 1, 0.1), result("dropgen", 0.25, 1, 0.2), result("dropgen", 0.5, 1, 0.3),
     ]  # fmt: skip
     assert [group.method.label for group in choose_each(results)] == ["erm", "mixup p=0.5", "dropgen p=0.5"]
-    values = {"name": "x", "study": "s.yaml", "adaptations": [{"name": "tent"}], "search": {"test": "chosen"}}
-    chosen = validate(Experiment, values, "x")
+    plain = {"name": "x", "study": "s.yaml", "selection": {"rule": "target_validation"}}
+    chosen = validate(Experiment, plain | {"adaptations": [{"name": "tent"}], "search": {"test": "chosen"}}, "x")
     assert keys_to_test(chosen, results) == {"erm-None-1", "mixup-0.5-1", "dropgen-0-1", "dropgen-0.5-1"}
-    assert len(keys_to_test(validate(Experiment, {"name": "x", "study": "s.yaml"}, "x"), results)) == 6
+    assert len(keys_to_test(validate(Experiment, plain, "x"), results)) == 6

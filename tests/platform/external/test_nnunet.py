@@ -213,7 +213,8 @@ def test_without_the_extra_it_says_what_to_install(here: Workbench, monkeypatch:
 
 
 def experiment(*methods: dict[str, Any]) -> Experiment:
-    return validate(Experiment, {"name": "x", "study": "study.yaml", "methods": methods, "seeds": [1, 2]}, "x")
+    values = {"name": "x", "study": "study.yaml", "methods": methods, "seeds": [1, 2]}
+    return validate(Experiment, values | {"selection": {"rule": "target_validation"}}, "x")
 
 
 def test_an_experiment_is_parted_into_our_methods_and_the_trials_of_others() -> None:
