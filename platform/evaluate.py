@@ -34,6 +34,7 @@ from dropgen.platform.bundle import SPEC_FILE
 from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries
 from dropgen.platform.evaluation.measures import MEASURES, Measured, how, measure, summarise_measures
 from dropgen.platform.evaluation.metrics import class_dice, domain_dice, pooled_mean
+from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.train import Workbench, choose_trials
 from dropgen.platform.training.trial import choose_device
@@ -61,18 +62,21 @@ def evaluate_trial(
     trial: Trial,
     on_prediction: Callable[[int, int], None] = lambda done, total: None,
     adapt: Component | None = None,
+    verb: str = "evaluate",
 ) -> dict[str, Any]:
     """Predicts and scores every held-out case of a trained trial.
 
     Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
-    returns at once when that is there for the same bundle, cases and code. With a test-time method the folder is
-    `evaluation-<label of the method>`, beside the plain one.
+    returns at once when that is there for the same bundle, cases and code; otherwise it is a touch of the test cases
+    and in their log (`touches.py`). With a test-time method the folder is `evaluation-<label of the method>`, beside
+    the plain one.
 
     Args:
         bench: The opened experiment.
         trial: One of its trials.
         on_prediction: Told how many of how many predictions are done, those that tune a test-time method included.
         adapt: A test-time method; what of its search space it leaves open is tuned on the validation cases first.
+        verb: Which verb wants it, for the log.
 
     Returns:
         `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
@@ -83,6 +87,7 @@ def evaluate_trial(
     Raises:
         CheckpointError: The trial, or the stable one that the test-time method needs, is not trained or damaged.
         ConfigError: The experiment has no trial that the test-time method needs.
+        ResourceError: The touch cannot be logged.
     """
     output = evaluation_folder(bench, trial, adapt)
     stable = stable_trial(bench.experiment, trial, adapt)
@@ -109,6 +114,7 @@ def evaluate_trial(
     adaptation: dict[str, Any] = {}
     if adapt is not None:
         segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
+    Touch.of(verb, bench.key(trial), trial, adapt, cases, bench.index).log(bench.root / bench.experiment.name)
     scores: list[tuple[Case, Measured]] = []
     tolerance = bench.experiment.evaluation.nsd_tolerance
     for case in cases:

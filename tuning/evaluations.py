@@ -95,7 +95,7 @@ def _outcome(done: ray.ObjectRef[dict[str, Any]], adapt: Component | None) -> di
 def _evaluate(bench: Workbench, trial: Trial, adapt: Component | None, meter: Any) -> dict[str, Any]:
     torch.set_num_threads(bench.experiment.training.threads)
     key = bench.key(trial)
-    return evaluate_trial(bench, trial, lambda done, total: meter.tell.remote(key, done / total), adapt)
+    return evaluate_trial(bench, trial, lambda done, total: meter.tell.remote(key, done / total), adapt, "run")
 
 
 def adapt_all(

@@ -35,6 +35,7 @@ from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.evaluation.results import group_rows
 from dropgen.platform.evaluation.significance import significance
+from dropgen.platform.evaluation.touches import read_touches, touches_said
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
@@ -190,6 +191,7 @@ def run(
         if by_rank:
             rows = ranked(rows)
         found_pairs = significance(group_rows(rows))
+        touches = read_touches(folder)
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -208,6 +210,7 @@ def run(
             "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
+            "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
                 *seed_notes(rows),
@@ -215,7 +218,7 @@ def run(
             ],
         }
         write_json(folder / "summary.json", summary)
-        shown = "absent", "headline", "replay"
+        shown = "absent", "headline", "replay", "touches"
         stages.do(
             "report",
             digest([rows, measuring, *(summary[name] for name in shown), to_json(whole), code_version("platform")]),
@@ -354,7 +357,7 @@ def finish(summary: Mapping[str, Any]) -> None:
     say()
     say(summary["headline"])
     say(terminal(summary["table"], summary["absent"]))
-    for note in summary["notes"]:
+    for note in (*summary["notes"], summary["touches"]["said"]):
         say(note)
     if summary["unfinished"]:
         say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")

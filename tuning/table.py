@@ -40,7 +40,7 @@ def write_results(folder: Path, summary: Mapping[str, Any], placeholder_spacing:
     """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
     rows = [{name: value for name, value in row.items() if name not in LOCAL} for row in summary["table"]]
     told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
-    rest = {name: summary[name] for name in ("ranking", "comparison", "absent", "notes")}
+    rest = {name: summary[name] for name in ("ranking", "comparison", "absent", "touches", "notes")}
     groups = group_rows(summary["table"])
     found = significance(groups)
     write_json(folder / "results.json", told | {"table": rows, "measures": _measures(groups)} | rest)
@@ -118,7 +118,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"|---{'|--:' * (len(header) - 1)}|",
         *(f"| {line} |" for line in lines),
         "",
-        *(line for note in summary["notes"] for line in (note, "")),
+        *(line for note in (*summary["notes"], summary["touches"]["said"]) for line in (note, "")),
         f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}, "
         f"at most {100 * most_wait(rows):.1f}% of their time spent waiting for data. "
         f"Time: {sum(seconds.values()):.0f} s ({spent}). "

@@ -32,6 +32,7 @@ from dropgen.manifest import code_version, digest, git_commit, read_json, versio
 from dropgen.platform.evaluate import held_out_cases, write_scores
 from dropgen.platform.evaluation.measures import how, measure
 from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.external.commands import (
     ITERATIONS,
     NnUNet,
@@ -111,6 +112,7 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
         return dict(finished)
     write_json(site.trial / "trial.json", {"trial": to_json(trial), "experiment": to_json(bench.experiment)})
     seconds = _prepare(site, bench, val, report) + _train(site, method, report)
+    Touch.of("run", key(bench, trial), trial, None, test, bench.index).log(bench.root / bench.experiment.name)
     masks = _predict(site, method, [*val, *test], inputs, report)
     report("score", method.steps)
     classes = len(bench.study.classes)

@@ -15,6 +15,7 @@ from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StudyError
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import Manifest, read_json
+from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.tracking import fetch
 from dropgen.tuning.run import Stages, run
 from tests_support.tiny import tiny_experiment
@@ -38,6 +39,13 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     assert read_json(root / "tiny" / "summary.json") == summary
     assert list(summary["seconds"]) == STAGES
     rows = summary["table"]
+    once = f"The test cases were predicted {len(rows)} times, once by each of {len(rows)} models (test-touches.jsonl)."
+    assert summary["touches"] == {"count": len(rows), "said": once}
+    assert {(touch.trial, touch.verb) for touch in read_touches(root / "tiny")} == {
+        (row["trial"], "run") for row in rows
+    }
+    for page in ("results.md", "report.html"):
+        assert once in (root / "tiny" / page).read_text()
     assert sorted((row["method"], row["p"], row["seed"]) for row in rows if row["method"] == "dropgen") == [
         ("dropgen", 0, 1), ("dropgen", 0, 2), ("dropgen", 0.5, 1), ("dropgen", 0.5, 2),
     ]  # fmt: skip
@@ -63,6 +71,7 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     again = run(experiment, root)
     assert again["skipped"] == STAGES
     assert again["table"] == rows
+    assert again["touches"] == summary["touches"]
     assert sum(again["seconds"].values()) < 0.2 * sum(summary["seconds"].values())
     assert again["computed_seconds"] == summary["computed_seconds"]
 

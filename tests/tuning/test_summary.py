@@ -115,7 +115,8 @@ def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() ->
 
 def page_of(rows: list[dict[str, Any]], absent: Any = (), notes: Any = ()) -> str:
     told = {"experiment": "demo", "headline": "It works.", "computed_seconds": {"search": 10.0}}
-    return markdown({**told, "table": rows, "absent": absent, "notes": notes})
+    touches = {"count": 0, "said": "Nobody looked."}
+    return markdown({**told, "table": rows, "absent": absent, "notes": notes, "touches": touches})
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
