@@ -132,6 +132,10 @@ class Selection(Frozen):
     """
 
     rule: Literal["target_validation", "source_validation", "all_validation"]
+    columns: bool = Field(
+        False,
+        description="also test what the last checkpoint and source_validation would have given",
+    )
 
 
 class Evaluation(Frozen):

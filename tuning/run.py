@@ -31,6 +31,7 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation import replay_record
+from dropgen.platform.evaluation.kept import Checkpoint
 from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.evaluation.results import group_rows
@@ -43,6 +44,7 @@ from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
 from dropgen.tuning.choice import champion, keys_to_test
+from dropgen.tuning.columns import columns, columns_note
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import known_results, open_bench, search
@@ -178,6 +180,11 @@ def run(
             means = [to_json(one) for one in experiment.adaptations], measuring, code_version("features", "platform")
             adapted = stages.do("adapt", digest([keys, bench.index.digest, means]), adapt)
 
+        beside = None
+        if experiment.selection.columns:
+            key = digest([[result["key"] for _, result in results], tested, experiment.selection.rule])
+            beside = stages.do("columns", key, lambda: _columns(bench, results, evaluations, join_ray))
+
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
             return [root / "mlflow"], uri
@@ -210,6 +217,7 @@ def run(
             "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
+            "columns": beside and {"lines": beside, "note": columns_note(beside)},
             "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
@@ -218,7 +226,7 @@ def run(
             ],
         }
         write_json(folder / "summary.json", summary)
-        shown = "absent", "headline", "replay", "touches"
+        shown = "absent", "headline", "replay", "touches", "columns"
         stages.do(
             "report",
             digest([rows, measuring, *(summary[name] for name in shown), to_json(whole), code_version("platform")]),
@@ -322,6 +330,21 @@ def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> 
         "external", digest([keys, bench.index.digest, measuring, code_version("platform")]), work
     )
     return results
+
+
+def _columns(
+    bench: Workbench,
+    results: Sequence[tuple[Trial, dict[str, Any]]],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    join_ray: Callable[[], None],
+) -> tuple[list[Path], Any]:
+    join_ray()
+
+    def test(trials: Sequence[Trial], checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+        return evaluate_all(bench, trials, checkpoint=checkpoint)
+
+    is_rule = bench.experiment.selection.rule == "source_validation"
+    return [], columns(results, evaluations, test, source_is_rule=is_rule)
 
 
 def _replay(stages: Stages, bench: Workbench, sources: set[str | None]) -> dict[str, Any]:

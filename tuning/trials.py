@@ -104,25 +104,24 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
 
 def _train(config: dict[str, Any], bench: Workbench, space: Space | None) -> None:
     """The body of a Tune trial."""
-    validated_step, best = 0, 0.0
+    judged: dict[str, float] = {"validated_step": 0, "val_dice": 0.0}
 
     def report(progress: Progress) -> None:
-        nonlocal validated_step, best
+        judged.update(validated_step=progress.validated_step, val_dice=progress.best_dice)
         metrics = {"step": progress.step, "loss": progress.loss}
         if progress.val_dice is not None:
-            validated_step, best = progress.step, max(best, progress.val_dice)
             metrics["dice"] = progress.val_dice
         # The last step is reported once the result is on disk: a scheduler that stops a trial on
         # its last report would otherwise throw the finished training away.
         if progress.step < progress.steps:
-            tune.report(metrics | {"validated_step": validated_step, "val_dice": best})
+            tune.report(metrics | judged)
 
     try:
         result = train_trial(bench, _trial(config, space), report)
     except Exception as error:
         # Tune starts a trial again whatever it died of; only a lost process is worth that.
         text = " ".join(str(error).split())
-        tune.report({"error": text, "error_class": type(error).__name__, "val_dice": best})
+        tune.report({"error": text, "error_class": type(error).__name__, **judged})
     else:
         steps, loss = result["curve"]["loss"][-1]
         tune.report({"step": steps, "loss": loss, "validated_step": steps, "val_dice": result["val_dice"]})

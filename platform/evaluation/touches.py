@@ -32,6 +32,7 @@ class Touch:
         method: Label of the trial's method.
         seed: Of the trial.
         adapt: Label of the test-time method; None without one.
+        checkpoint: Which of the trial's checkpoints: "chosen" by the selection rule, or one that is told beside it.
         cases: Digest of the cases' names and files.
     """
 
@@ -41,21 +42,29 @@ class Touch:
     method: str
     seed: int
     adapt: str | None
+    checkpoint: str
     cases: str
 
     @classmethod
     def of(
-        cls, verb: str, key: str, trial: Trial, adapt: Component | None, cases: Sequence[Case], index: StudyIndex
+        cls,
+        verb: str,
+        key: str,
+        trial: Trial,
+        adapt: Component | None,
+        checkpoint: str,
+        cases: Sequence[Case],
+        index: StudyIndex,
     ) -> Touch:
         """The touch of a trial that is about to predict these cases."""
         seen = {case.id: (index.keys[case.id].volume, index.keys[case.id].label) for case in cases}
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(when, verb, key, trial.method.label, trial.seed, adapt and adapt.label, digest(seen))
+        return cls(when, verb, key, trial.method.label, trial.seed, adapt and adapt.label, checkpoint, digest(seen))
 
     @property
-    def model(self) -> tuple[str, str | None]:
-        """What predicted: a trial, and with it a test-time method."""
-        return self.trial, self.adapt
+    def model(self) -> tuple[str, str | None, str]:
+        """What predicted: a trial, with it a test-time method, and which checkpoint."""
+        return self.trial, self.adapt, self.checkpoint
 
     def log(self, folder: Path) -> None:
         """Adds it to the log of an experiment's folder, before the first prediction: one that is killed has looked too.
@@ -107,8 +116,9 @@ def touches_said(touches: Sequence[Touch], rows: Iterable[Mapping[str, Any]]) ->
     return " ".join(said)
 
 
-def _model(row: Mapping[str, Any]) -> tuple[str, str | None]:
-    return row["trial"], Path(row["evaluation"]).name.removeprefix("evaluation").removeprefix("-") or None
+def _model(row: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    adapt = Path(row["evaluation"]).name.removeprefix("evaluation").removeprefix("-")
+    return row["trial"], adapt or None, "chosen"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

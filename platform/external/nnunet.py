@@ -112,7 +112,7 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
         return dict(finished)
     write_json(site.trial / "trial.json", {"trial": to_json(trial), "experiment": to_json(bench.experiment)})
     seconds = _prepare(site, bench, val, report) + _train(site, method, report)
-    Touch.of("run", key(bench, trial), trial, None, test, bench.index).log(bench.root / bench.experiment.name)
+    Touch.of("run", key(bench, trial), trial, None, "chosen", test, bench.index).log(bench.root / bench.experiment.name)
     masks = _predict(site, method, [*val, *test], inputs, report)
     report("score", method.steps)
     classes = len(bench.study.classes)
@@ -222,6 +222,8 @@ def _result(site: Site, bench: Workbench, trial: Trial, method: NnUNet) -> dict[
         "p": None,
         "seed": trial.seed,
         "after_training": None,
+        "source_rule": None,
+        "resumed": [],
         "key": key(bench, trial),
         "steps": method.steps,
         "best_step": max((end for end, epoch in zip(ends, epochs, strict=True) if epoch.best), default=0),

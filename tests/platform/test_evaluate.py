@@ -231,7 +231,7 @@ def test_a_log_that_cannot_be_written_stops_the_test_before_a_prediction(
 
 
 def touch(trial: str, adapt: str | None = None) -> Touch:
-    return Touch("2026-01-01T00:00:00+00:00", "run", trial, "erm", 1, adapt, "0" * 16)
+    return Touch("2026-01-01T00:00:00+00:00", "run", trial, "erm", 1, adapt, "chosen", "0" * 16)
 
 
 def test_what_is_said_of_touches_counts_models_and_names_rows_from_before_the_log(tmp_path: Path) -> None:

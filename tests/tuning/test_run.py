@@ -93,6 +93,26 @@ def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: 
     assert read_json(root / "tiny" / "manifest.json")["stages"]["features"]["result"] == choice
 
 
+@pytest.mark.slow
+def test_other_ways_to_choose_stand_beside_the_chosen_where_they_are_asked_for(root: Path) -> None:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
+    selection = {"rule": "target_validation", "columns": True}
+    summary = run(tiny_experiment(root, methods=methods, selection=selection), root)
+    jsonschema.validate(summary, schema("summary"))
+    lines = {line["method"]: line for line in summary["columns"]["lines"]}
+    assert set(lines) == {"erm", "dropgen"}
+    for line in lines.values():
+        assert line["source_rule"] is None  # every validation case of this study is of another domain
+        assert line["oracle"]["unseen"] >= max(line["chosen"]["unseen"], line["last"]["unseen"])
+    late = [row for row in summary["table"] if row["selected"] or row["method"] == "erm"]
+    extra = sum(row["best_step"] != row["steps"] for row in late)
+    assert summary["touches"]["count"] == len(summary["table"]) + extra
+    for page in ("results.md", "report.html"):
+        text = (root / "tiny" / page).read_text()
+        assert "oracle (not a result)" in text
+        assert "Without a source rule: dropgen, erm" in text
+
+
 def test_a_stage_is_skipped_only_with_the_same_key_and_its_outputs_there(tmp_path: Path) -> None:
     output = tmp_path / "output"
     calls: list[str] = []
