@@ -150,7 +150,9 @@ class Search(Frozen):
 
     sampler: Literal["grid", "tpe"] = "grid"
     trials: int = Field(16, ge=1, description="number of trials of the tpe sampler")
-    scheduler: Literal["none", "asha"] = "none"
+    scheduler: Literal["none", "asha", "hyperband", "median"] = Field(
+        "none", description="ends hopeless trials early, compared with others of their method and the first seed"
+    )
     concurrent: int = Field(2, ge=1)
     test: Literal["every", "chosen"] = Field(
         "every", description="chosen: of each method only the hyperparameters with the best validation Dice are tested"

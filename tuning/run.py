@@ -43,11 +43,12 @@ from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
+from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.columns import columns, columns_note
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
-from dropgen.tuning.search import known_results, open_bench, search
+from dropgen.tuning.search import known_results, known_trials, open_bench, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
 from dropgen.tuning.table import terminal, write_results
@@ -198,7 +199,7 @@ def run(
         if by_rank:
             rows = ranked(rows)
         found_pairs = significance(group_rows(rows))
-        touches = read_touches(folder)
+        touches, spent = read_touches(folder), budget(bench, known_trials(bench, planned))
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -217,10 +218,12 @@ def run(
             "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
+            "budget": spent,
             "columns": beside and {"lines": beside, "note": columns_note(beside)},
             "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
+                budget_note(spent),
                 *seed_notes(rows),
                 *(replay["said"][:1] if replay["exact"] is False and study.orientation_augmentation else []),
             ],

@@ -35,8 +35,9 @@ from dropgen.platform.training.trial import DIVERGED, finished
 from dropgen.tuning.choice import PROPOSED, champion, choose
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import shape
+from dropgen.tuning.scheduling import STOPPED
 from dropgen.tuning.space import Plan, Space, plan
-from dropgen.tuning.trials import STOPPED, Desk, Failure, failure_error, run_fixed, run_sampled
+from dropgen.tuning.trials import Desk, Failure, failure_error, run_fixed, run_sampled
 from dropgen.tuning.view import View
 
 
@@ -51,8 +52,8 @@ def search(
     """Trains every unfinished trial of an experiment and picks the best by validation Dice.
 
     A trial that is finished, diverged or was stopped early is never run again; one that was interrupted continues
-    from its own checkpoint. One that diverges is on record and leaves the others alone. The tpe sampler explores with
-    the first seed and trains its best point with the others.
+    from its own checkpoint. One that diverges is on record and leaves the others alone. The tpe sampler, and every
+    scheduler, explores with the first seed and trains each method's best point to the end with the others.
 
     Args:
         experiment: Its `search` section says how; the store must cover its study.
@@ -89,6 +90,7 @@ def search(
         best = champion([result for _, result in results]) if results else None
         record.close(path, best)
     unfinished = [trial.label for trial in planned.fixed if _is_open(bench, trial)]
+    unfinished += [label for space in planned.spaces for label in _open_in(bench, space)]
     diverged = known_divergences(bench, planned)
     document: dict[str, Any] = {
         "experiment": experiment.name,
@@ -124,17 +126,20 @@ def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
     return Workbench.open(experiment, root)
 
 
+def known_trials(bench: Workbench, planned: Plan) -> list[Trial]:
+    """All that the plan names, and of its spaces all that were begun."""
+    return [*planned.fixed, *(trial for space in planned.spaces for trial, _ in _sampled(bench, space))]
+
+
 def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
     """Every finished trial of the plan, sampled ones included, from the results on disk."""
-    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
-    found = ((trial, finished(bench.folder(trial))) for trial in (*planned.fixed, *sampled))
+    found = ((trial, finished(bench.folder(trial))) for trial in known_trials(bench, planned))
     return [(trial, result) for trial, result in found if result is not None]
 
 
 def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
     """Every trial of the plan whose loss was not finite: `label, method, options, seed, step, why`."""
-    sampled = [trial for space in planned.spaces for trial, _ in _sampled(bench, space)]
-    notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in (*planned.fixed, *sampled))
+    notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in known_trials(bench, planned))
     return [
         {"method": trial.method.name, "options": trial.method.options, "seed": trial.seed, **note}
         for trial, note in notes
@@ -170,7 +175,7 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     failures: list[Failure] = []
     if missing > 0 and time.monotonic() < deadline:
         ahead = [_prefixed(space, trial) for trial, dice in known if dice is None]
-        if space.size <= bench.experiment.search.trials:  # a sampler would draw some points twice and others never
+        if space.size <= _samples(bench, space):  # a sampler would draw some points twice and others never
             every = [_prefixed(space, space.trial(point, seed)) for point in space.points()]
             begun = [_prefixed(space, trial) for trial, _ in known]
             ahead += [point for point in every if point not in begun]
@@ -210,7 +215,22 @@ def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]
 
 
 def _samples(bench: Workbench, space: Space) -> int:
-    return int(min(bench.experiment.search.trials, space.size))
+    search = bench.experiment.search
+    return int(space.size if search.sampler == "grid" else min(search.trials, space.size))
+
+
+def _open_in(bench: Workbench, space: Space) -> list[str]:
+    """What a space still has to train, as far as it is known: the other seeds' best point is not before the first's."""
+    seed, *others = bench.experiment.seeds
+    known = [(trial, dice) for trial, dice in _sampled(bench, space) if trial.seed == seed]
+    labels = [trial.label for trial, dice in known if dice is None]
+    if (missing := _samples(bench, space) - len(known)) > 0:
+        labels.append(f"{missing} more of {space.method.label}")
+    results = [result for _, result in known_results(bench, Plan((), (space,))) if result["seed"] == seed]
+    if labels or not results:
+        return labels
+    best = choose(results).method
+    return [trial.label for other in others if _is_open(bench, trial := Trial(method=best, seed=other))]
 
 
 def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:

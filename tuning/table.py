@@ -40,7 +40,9 @@ def write_results(folder: Path, summary: Mapping[str, Any], placeholder_spacing:
     """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
     rows = [{name: value for name, value in row.items() if name not in LOCAL} for row in summary["table"]]
     told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
-    rest = {name: summary[name] for name in ("ranking", "comparison", "absent", "columns", "touches", "notes")}
+    rest = {
+        name: summary[name] for name in ("ranking", "comparison", "absent", "budget", "columns", "touches", "notes")
+    }
     groups = group_rows(summary["table"])
     found = significance(groups)
     write_json(folder / "results.json", told | {"table": rows, "measures": _measures(groups)} | rest)

@@ -16,22 +16,19 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.searcher import Searcher
 
 from dropgen import errors
 from dropgen.config import Trial, to_json
 from dropgen.errors import DropGenError, ResourceError
-from dropgen.manifest import write_json
 from dropgen.platform.train import Progress, Workbench, train_trial
 from dropgen.platform.training.trial import finished
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import Shape
+from dropgen.tuning.scheduling import STOPPED, scheduler
 from dropgen.tuning.space import Space
 from dropgen.tuning.view import View
 
-STOPPED = "stopped.json"
-REDUCTION = 3
 # A process that is lost (out of memory, a node gone) is started once more and continues from last.ckpt.
 MAX_RESTARTS = 1
 
@@ -55,7 +52,7 @@ class Desk:
 
 
 def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Failure]:
-    """Trains exactly these trials and returns those that failed."""
+    """Trains exactly these trials to their end and returns those that failed."""
     space = {"trial": tune.grid_search([to_json(trial) for trial in trials])}
     return _fit(desk, None, space, tune.TuneConfig(time_budget_s=seconds))
 
@@ -63,20 +60,20 @@ def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Fa
 def run_sampled(
     desk: Desk, space: Space, seed: int, searcher: Searcher, samples: int, seconds: float | None
 ) -> list[Failure]:
-    """Trains `samples` trials at points that the searcher suggests (as `point/<option>`)."""
+    """Trains `samples` trials at points that the searcher suggests (as `point/<option>`), under the scheduler."""
     return _fit(
         desk, space, {"seed": seed}, tune.TuneConfig(search_alg=searcher, num_samples=samples, time_budget_s=seconds)
     )
 
 
 def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.TuneConfig) -> list[Failure]:
-    bench, search = desk.bench, desk.bench.experiment.search
+    bench = desk.bench
     config.metric, config.mode = "val_dice", "max"
     config.max_concurrent_trials = desk.shape.concurrent
     config.reuse_actors = True
     config.trial_dirname_creator = lambda trial: str(trial.trial_id)
-    if search.scheduler == "asha":
-        config.scheduler = _RecordedASHA(bench, space)
+    if space is not None:
+        config.scheduler = scheduler(bench, space)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     folder = bench.root / bench.experiment.name
     trainable = tune.with_parameters(_train, bench=bench, space=space)
@@ -133,33 +130,6 @@ def _trial(config: Mapping[str, Any], space: Space | None) -> Trial:
     return space.trial(config["point"], config["seed"])
 
 
-class _RecordedASHA(ASHAScheduler):
-    """ASHA that leaves a note in the folder of every trial it stops, because Ray calls them complete.
-
-    Rungs are counted in validated steps: between validations a trial repeats its last Dice.
-    """
-
-    def __init__(self, bench: Workbench, space: Space | None) -> None:
-        training = bench.experiment.training
-        self._bench, self._space = bench, space
-        super().__init__(
-            time_attr="validated_step",
-            max_t=training.steps,
-            grace_period=min(training.steps, max(training.validate_every, training.steps // REDUCTION**2)),
-            reduction_factor=REDUCTION,
-        )
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        own = _trial(trial.config, self._space)
-        folder = self._bench.folder(own)
-        if decision == self.STOP and finished(folder) is None:
-            step, dice = result["validated_step"], result["val_dice"]
-            why = f"ASHA: val Dice {dice:.3f} at step {step} is not among the best 1/{REDUCTION} of that rung"
-            write_json(folder / STOPPED, {"label": own.label, "step": step, "val_dice": dice, "why": why})
-        return decision
-
-
 class _Watch(tune.Callback):
     """Hands what trials report to the screen and to MLflow.
 
@@ -196,7 +166,7 @@ class _Watch(tune.Callback):
             self._desk.record.finished(own, result)
             self._ended(own)
         elif (folder / STOPPED).exists():
-            self._desk.record.given_up(own, "KILLED", "stopped early by ASHA")
+            self._desk.record.given_up(own, "KILLED", "stopped early")
             self._ended(own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -21,8 +21,8 @@ from dropgen.errors import CheckpointError, ResourceError
 from dropgen.manifest import read_json
 from dropgen.platform.tracking import Tracker, fetch
 from dropgen.platform.train import Workbench, trials_of
+from dropgen.tuning.scheduling import STOPPED
 from dropgen.tuning.search import search
-from dropgen.tuning.trials import STOPPED
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -166,30 +166,6 @@ def test_tpe_explores_with_the_first_seed_and_trains_its_best_point_with_the_oth
     second = [trial["p"] for trial in trials if trial["method"] == "dropgen" and trial["seed"] == 2]
     assert second == [max(explored, key=lambda trial: trial["val_dice"])["p"]]
     assert sorted(trial["seed"] for trial in trials if trial["method"] == "erm") == [1, 2]
-
-
-@pytest.mark.nightly
-@pytest.mark.usefixtures("ray_session")
-def test_asha_leaves_a_note_in_the_folder_of_what_it_stops_and_does_not_run_it_again(root: Path) -> None:
-    # One trial at a time, p rising: dropout slows learning, so the first rungs are set by the fastest learners.
-    training = {"steps": 18, "validate_every": 2, "learning_rate": 1e-2}
-    methods = [{"name": "dropgen", "p": [0, 0.2, 0.4, 0.6, 0.8]}]
-    experiment = tiny_experiment(
-        root, methods=methods, training=training, search={"scheduler": "asha", "concurrent": 1}
-    )
-    document = search(experiment, root, register=False)
-    bench = Workbench.open(experiment, root)
-    folders = [bench.folder(trial) for trial in trials_of(experiment)]
-    stopped = [read_json(folder / STOPPED) for folder in folders if (folder / STOPPED).exists()]
-    assert stopped
-    assert len(stopped) + len(document["trials"]) == 5
-    assert document["unfinished"] == []
-    for note in stopped:
-        assert 0 < note["step"] < 18
-        assert "ASHA" in note["why"]
-    before = finished_files(root)
-    search(experiment, root, register=False)
-    assert finished_files(root) == before
 
 
 @pytest.mark.nightly
