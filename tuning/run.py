@@ -48,9 +48,20 @@ from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.columns import columns, columns_note
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
-from dropgen.tuning.search import known_results, known_trials, open_bench, search
+from dropgen.tuning.search import open_bench, search
 from dropgen.tuning.space import Plan, plan
-from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
+from dropgen.tuning.standing import known_results, known_trials
+from dropgen.tuning.summary import (
+    absent_rows,
+    adapted_rows,
+    extraction_notes,
+    extraction_of,
+    headline,
+    ranked,
+    ranking_rows,
+    seed_notes,
+    table_rows,
+)
 from dropgen.tuning.table import terminal, write_results
 
 PRECOMPUTE_WORKERS = 2
@@ -150,7 +161,7 @@ def run(
         require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
         require_adaptable(experiment, planned.fixed)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
-        _precompute(stages, experiment, planned, study, root, join_ray)
+        stored = _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
         if bench.choice is not None:
             bench.choice.note(manifest)
@@ -219,11 +230,13 @@ def run(
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
             "budget": spent,
+            "extraction": (extraction := extraction_of(stored, [result for _, result in results])),
             "columns": beside and {"lines": beside, "note": columns_note(beside)},
             "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
                 budget_note(spent),
+                *extraction_notes(extraction),
                 *seed_notes(rows),
                 *(replay["said"][:1] if replay["exact"] is False and study.orientation_augmentation else []),
             ],
@@ -262,7 +275,7 @@ def _check(study: Study) -> tuple[list[Path], Any]:
 
 def _precompute(
     stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
-) -> None:
+) -> dict[str, Any]:
     features = experiment.features
     methods = map(build_method, planned.methods)
     needed = features.source != "online" and any(map(leaves_source_open, methods))
@@ -279,11 +292,14 @@ def _precompute(
             workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
             document = precompute(experiment, study, root, workers, features=needed)
             effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
+            extracted = document["computed"]["features"]
         else:
-            effort = {}
-        return [], {"cases": len(index.keys)} | effort
+            effort, extracted = {}, 0
+        entries = len({keys.features for keys in index.keys.values() if keys.features is not None})
+        return [], {"cases": len(index.keys), "entries": entries, "extracted": extracted} | effort
 
-    stages.do("precompute", index.digest, work, due=bool(missing))
+    result: dict[str, Any] = stages.do("precompute", index.digest, work, due=bool(missing))
+    return result
 
 
 def _worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path) -> bool:

@@ -26,17 +26,17 @@ from dropgen.errors import ConfigError, DivergenceError, ResourceError
 from dropgen.features.cluster import connect
 from dropgen.features.precompute import precompute
 from dropgen.features.studies.study import load_study
-from dropgen.manifest import Manifest, read_json
+from dropgen.manifest import Manifest
 from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.auto import settle
-from dropgen.platform.training.trial import DIVERGED, finished
 from dropgen.tuning.choice import PROPOSED, champion, choose
+from dropgen.tuning.disk import Disk
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import shape
-from dropgen.tuning.scheduling import STOPPED
 from dropgen.tuning.space import Plan, Space, plan
+from dropgen.tuning.standing import is_open, known_divergences, known_results, left, open_labels, sampled, samples
 from dropgen.tuning.trials import Desk, Failure, failure_error, run_fixed, run_sampled
 from dropgen.tuning.view import View
 
@@ -67,7 +67,8 @@ def search(
 
     Raises:
         ConfigError: A method or its range is wrong.
-        ResourceError: Not even one trial fits on the cluster, or none finished in time.
+        ResourceError: Not even one trial fits on the cluster, none finished in time, or the disk would not hold what is
+            still to be trained; what is finished is registered and the same command continues.
         DivergenceError: Every trial diverged.
         DropGenError: A trial failed; raised after the others have ended, with their document.
     """
@@ -82,15 +83,16 @@ def search(
         if bench.choice is not None:
             bench.choice.note(manifest)
         record = Record(bench)
-        failures = _train_all(bench, planned, record, address, deadline)
+        disk = Disk(bench, experiment.search.concurrent, lambda: left(bench, planned))
+        failures = _train_all(bench, planned, record, disk, address, deadline)
         results = known_results(bench, planned)
         runs = {}
         for trial, result in results:
             runs[result["key"]] = record.finished(trial, result)
         best = champion([result for _, result in results]) if results else None
         record.close(path, best)
-    unfinished = [trial.label for trial in planned.fixed if _is_open(bench, trial)]
-    unfinished += [label for space in planned.spaces for label in _open_in(bench, space)]
+    unfinished = [trial.label for trial in planned.fixed if is_open(bench, trial)]
+    unfinished += [label for space in planned.spaces for label in open_labels(bench, space)]
     diverged = known_divergences(bench, planned)
     document: dict[str, Any] = {
         "experiment": experiment.name,
@@ -109,6 +111,10 @@ def search(
         error = failure_error(failures, "the same command tries it again")
         error.document = document  # type: ignore[attr-defined]
         raise error
+    if disk.said is not None:
+        full = ResourceError(disk.said)
+        full.document = document
+        raise full
     if best is None and diverged:
         raise DivergenceError(
             f"every trial of '{experiment.name}' diverged, {diverged[0]['label']}: {diverged[0]['why']}"
@@ -126,38 +132,19 @@ def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
     return Workbench.open(experiment, root)
 
 
-def known_trials(bench: Workbench, planned: Plan) -> list[Trial]:
-    """All that the plan names, and of its spaces all that were begun."""
-    return [*planned.fixed, *(trial for space in planned.spaces for trial, _ in _sampled(bench, space))]
-
-
-def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
-    """Every finished trial of the plan, sampled ones included, from the results on disk."""
-    found = ((trial, finished(bench.folder(trial))) for trial in known_trials(bench, planned))
-    return [(trial, result) for trial, result in found if result is not None]
-
-
-def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
-    """Every trial of the plan whose loss was not finite: `label, method, options, seed, step, why`."""
-    notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in known_trials(bench, planned))
-    return [
-        {"method": trial.method.name, "options": trial.method.options, "seed": trial.seed, **note}
-        for trial, note in notes
-        if note is not None
-    ]
-
-
-def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | None, deadline: float) -> list[Failure]:
+def _train_all(
+    bench: Workbench, planned: Plan, record: Record, disk: Disk, address: str | None, deadline: float
+) -> list[Failure]:
     experiment, training = bench.experiment, bench.experiment.training
-    todo = [trial for trial in planned.fixed if _is_open(bench, trial)]
-    if not todo and not planned.spaces:
+    todo = [trial for trial in planned.fixed if is_open(bench, trial)]
+    if (not todo and not planned.spaces) or disk.full():
         return []
     failures: list[Failure] = []
     with connect(address, training.workers * training.threads), progress("steps") as bars:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        total = len(planned.fixed) + sum(_samples(bench, space) + len(experiment.seeds) - 1 for space in planned.spaces)
+        total = len(planned.fixed) + sum(samples(bench, space) + len(experiment.seeds) - 1 for space in planned.spaces)
         view = View(bars, training.steps, total, [result for _, result in known_results(bench, planned)])
-        desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view)
+        desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view, disk)
         if todo:
             failures += run_fixed(desk, todo, _left(deadline))
         for space in planned.spaces:
@@ -169,13 +156,13 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     """Samples a space with the first seed, then trains its best point with the other seeds."""
     bench = desk.bench
     seed, *others = bench.experiment.seeds
-    known = [(trial, dice) for trial, dice in _sampled(bench, space) if trial.seed == seed]
+    known = [(trial, dice) for trial, dice in sampled(bench, space) if trial.seed == seed]
     done = [(trial, dice) for trial, dice in known if dice is not None]
-    missing = _samples(bench, space) - len(done)
+    missing = samples(bench, space) - len(done)
     failures: list[Failure] = []
     if missing > 0 and time.monotonic() < deadline:
         ahead = [_prefixed(space, trial) for trial, dice in known if dice is None]
-        if space.size <= _samples(bench, space):  # a sampler would draw some points twice and others never
+        if space.size <= samples(bench, space):  # a sampler would draw some points twice and others never
             every = [_prefixed(space, space.trial(point, seed)) for point in space.points()]
             begun = [_prefixed(space, trial) for trial, _ in known]
             ahead += [point for point in every if point not in begun]
@@ -185,7 +172,7 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
             mode="max",
             points_to_evaluate=ahead,
             # A resumed search must not draw the very points again that it began with.
-            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, _samples(bench, space) // 4)),
+            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, samples(bench, space) // 4)),
         )
         for trial, dice in done:
             searcher.add_evaluated_point(_prefixed(space, trial), dice)
@@ -194,52 +181,12 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     if not results or time.monotonic() >= deadline:
         return failures
     best = choose(results).method
-    todo = [trial for other in others if _is_open(bench, trial := Trial(method=best, seed=other))]
+    todo = [trial for other in others if is_open(bench, trial := Trial(method=best, seed=other))]
     return failures + (run_fixed(desk, todo, _left(deadline)) if todo else [])
-
-
-def _sampled(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
-    """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended.
-
-    One that diverged ended with Dice 0.
-    """
-    found = []
-    for path in sorted((bench.root / bench.experiment.name / "trials").glob("*/trial.json")):
-        trial = Trial.model_validate(read_json(path)["trial"])
-        if space.point(trial.method) is None or bench.folder(trial) != path.parent:
-            continue
-        ended = finished(path.parent) or read_json(path.parent / STOPPED)
-        diverged = 0.0 if (path.parent / DIVERGED).exists() else None
-        found.append((trial, float(ended["val_dice"]) if ended else diverged))
-    return found
-
-
-def _samples(bench: Workbench, space: Space) -> int:
-    search = bench.experiment.search
-    return int(space.size if search.sampler == "grid" else min(search.trials, space.size))
-
-
-def _open_in(bench: Workbench, space: Space) -> list[str]:
-    """What a space still has to train, as far as it is known: the other seeds' best point is not before the first's."""
-    seed, *others = bench.experiment.seeds
-    known = [(trial, dice) for trial, dice in _sampled(bench, space) if trial.seed == seed]
-    labels = [trial.label for trial, dice in known if dice is None]
-    if (missing := _samples(bench, space) - len(known)) > 0:
-        labels.append(f"{missing} more of {space.method.label}")
-    results = [result for _, result in known_results(bench, Plan((), (space,))) if result["seed"] == seed]
-    if labels or not results:
-        return labels
-    best = choose(results).method
-    return [trial.label for other in others if _is_open(bench, trial := Trial(method=best, seed=other))]
 
 
 def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:
     return {f"point/{key}": value for key, value in (space.point(trial.method) or {}).items()}
-
-
-def _is_open(bench: Workbench, trial: Trial) -> bool:
-    folder = bench.folder(trial)
-    return finished(folder) is None and not any((folder / note).exists() for note in (STOPPED, DIVERGED))
 
 
 def _left(deadline: float) -> float | None:

@@ -23,6 +23,7 @@ from dropgen.config import Trial, to_json
 from dropgen.errors import DropGenError, ResourceError
 from dropgen.platform.train import Progress, Workbench, train_trial
 from dropgen.platform.training.trial import finished
+from dropgen.tuning.disk import Disk
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import Shape
 from dropgen.tuning.scheduling import STOPPED, scheduler
@@ -49,6 +50,7 @@ class Desk:
     shape: Shape
     record: Record
     view: View
+    disk: Disk
 
 
 def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Failure]:
@@ -68,6 +70,8 @@ def run_sampled(
 
 def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.TuneConfig) -> list[Failure]:
     bench = desk.bench
+    if desk.disk.full():
+        return []
     config.metric, config.mode = "val_dice", "max"
     config.max_concurrent_trials = desk.shape.concurrent
     config.reuse_actors = True
@@ -88,12 +92,14 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 callbacks=[watch],
+                stop=_DiskStopper(desk.disk),
                 verbose=0,
             ),
         ).fit()
     finally:
         for trial in watch.running.values():
-            desk.record.given_up(trial, "KILLED", "out of time or interrupted; the next search continues it")
+            why = "the disk is nearly full" if desk.disk.said else "out of time or interrupted"
+            desk.record.given_up(trial, "KILLED", f"{why}; the next search continues it")
         # Trials keep their own checkpoints and results; Tune's logs repeat them.
         shutil.rmtree(folder / "tune", ignore_errors=True)
     return watch.failures
@@ -128,6 +134,22 @@ def _trial(config: Mapping[str, Any], space: Space | None) -> Trial:
     if space is None:
         return Trial.model_validate(config["trial"])
     return space.trial(config["point"], config["seed"])
+
+
+class _DiskStopper(tune.Stopper):
+    """Ends all trials before the disk is full; each continues from its own checkpoint."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of `_Watch`
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._disk.full()
 
 
 class _Watch(tune.Callback):

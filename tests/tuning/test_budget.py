@@ -11,8 +11,9 @@ from dropgen.manifest import write_json
 from dropgen.platform.training.trial import DIVERGED
 from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.scheduling import STOPPED
-from dropgen.tuning.search import known_trials, open_bench
+from dropgen.tuning.search import open_bench
 from dropgen.tuning.space import plan
+from dropgen.tuning.standing import known_trials
 from tests_support.tiny import tiny_experiment
 
 METHODS = [{"name": "erm"}, {"name": "mixup", "p": [0.25, 0.5]}, {"name": "dropgen", "p": [0.25, 0.5]}]

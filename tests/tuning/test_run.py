@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     }
     for page in ("results.md", "report.html"):
         assert once in (root / "tiny" / page).read_text()
+    entries = len(list((root / "store" / "features").iterdir()))
+    assert summary["extraction"] == {"entries": entries, "extracted": 0, "trials": 4}  # the fixture filled the store
     assert sorted((row["method"], row["p"], row["seed"]) for row in rows if row["method"] == "dropgen") == [
         ("dropgen", 0, 1), ("dropgen", 0, 2), ("dropgen", 0.5, 1), ("dropgen", 0.5, 2),
     ]  # fmt: skip
@@ -71,7 +74,9 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     again = run(experiment, root)
     assert again["skipped"] == STAGES
     assert again["table"] == rows
-    assert again["touches"] == summary["touches"]
+    assert [again[name] for name in ("touches", "budget", "extraction")] == [
+        summary[name] for name in ("touches", "budget", "extraction")
+    ]
     assert sum(again["seconds"].values()) < 0.2 * sum(summary["seconds"].values())
     assert again["computed_seconds"] == summary["computed_seconds"]
 
@@ -91,6 +96,22 @@ def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: 
     again = run(experiment, root)
     assert again["table"] == first["table"]
     assert read_json(root / "tiny" / "manifest.json")["stages"]["features"]["result"] == choice
+
+
+@pytest.mark.slow
+def test_features_are_extracted_once_whatever_the_number_of_trials(root: Path) -> None:
+    entries = sorted((root / "store" / "features").iterdir())
+    for entry in entries[:2]:
+        shutil.rmtree(entry)
+    methods = [{"name": "rep_only"}, {"name": "dropgen", "p": [0, 0.25, 0.5]}]
+    training = {"steps": 2, "validate_every": 2}
+    summary = run(tiny_experiment(root, methods=methods, training=training), root)
+    assert summary["extraction"] == {"entries": len(entries), "extracted": 2, "trials": 4}
+    assert sorted((root / "store" / "features").iterdir()) == entries
+    said = (
+        f"{len(entries)} volumes lie in one store, each extracted once (2 in this run, {len(entries) - 2} found there)"
+    )
+    assert said in (root / "tiny" / "results.md").read_text()
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from dropgen.config import Experiment
 from dropgen.manifest import read_json
 from dropgen.tuning.budget import budget
 from dropgen.tuning.scheduling import STOPPED, scheduler
-from dropgen.tuning.search import known_trials, open_bench, search
+from dropgen.tuning.search import open_bench, search
 from dropgen.tuning.space import plan
+from dropgen.tuning.standing import known_trials
 from tests_support.tiny import tiny_experiment
 
 SCHEDULERS = ("asha", "hyperband", "median")
