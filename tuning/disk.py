@@ -5,6 +5,7 @@ A trial keeps the best and the last checkpoint and nothing else, so what it take
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class Disk:
     left: Callable[[], Sequence[Trial]]
     said: str | None = None
     _weights: dict[str, int] = field(default_factory=dict)
-    _looked: float = 0.0
+    _looked: float = -math.inf
 
     def full(self) -> bool:
         """Whether what is free is less than what the trials still need; looks at most every few seconds."""

@@ -191,7 +191,7 @@ class Workbench:
     def beside(self) -> tuple[Case, ...]:
         """Validation cases of the training domains, where the experiment asks what they would have chosen.
 
-        None where they are those of its rule, or where the study has none.
+        Empty where they are those of its rule, or where the study has none.
         """
         selection = self.experiment.selection
         if not selection.columns or selection.rule == "source_validation":
