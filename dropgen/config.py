@@ -120,7 +120,7 @@ class Training(Frozen):
 RULES: Mapping[str, str] = {
     "target_validation": "validation cases of domains that are not trained on (the paper's rule)",
     "source_validation": "validation cases of the training domains",
-    "all_validation": "both",
+    "all_validation": "all validation cases",
 }
 
 
