@@ -22,7 +22,7 @@ def found(*results: dict[str, Any]) -> list[tuple[Trial, dict[str, Any]]]:
     return [(Trial(method=Component.of("dropgen", p=one["p"]), seed=one["seed"]), one) for one in results]
 
 
-class Tester:
+class Checkpoints:
     """Gives every checkpoint its Dice and remembers what was asked for."""
 
     def __init__(self, **dice: dict[str, float]) -> None:
@@ -46,7 +46,7 @@ RESULTS = (
 
 
 def test_every_way_has_its_own_hyperparameters_and_checkpoint() -> None:
-    test = Tester(last={"0.5-1": 0.4, "0.5-2": 0.4}, source_rule={"0.25-1": 0.2, "0.25-2": 0.4})
+    test = Checkpoints(last={"0.5-1": 0.4, "0.5-2": 0.4}, source_rule={"0.25-1": 0.2, "0.25-2": 0.4})
     (line,) = columns(found(*RESULTS), TESTED, test, source_is_rule=False)
     assert test.asked == [("last", "0.5-1"), ("last", "0.5-2"), ("source_rule", "0.25-1"), ("source_rule", "0.25-2")]
     assert {way: (line[way]["name"], round(line[way]["unseen"], 6), line[way]["seeds"]) for way in WAYS} == {
@@ -63,14 +63,14 @@ def test_every_way_has_its_own_hyperparameters_and_checkpoint() -> None:
 
 def test_the_source_rule_chooses_among_all_that_was_trained_not_only_among_what_was_tested() -> None:
     tested = {key: TESTED[key] for key in ("0.5-1", "0.5-2")}
-    test = Tester(last={"0.5-1": 0.4, "0.5-2": 0.4}, source_rule={"0.25-1": 0.2, "0.25-2": 0.4})
+    test = Checkpoints(last={"0.5-1": 0.4, "0.5-2": 0.4}, source_rule={"0.25-1": 0.2, "0.25-2": 0.4})
     (line,) = columns(found(*RESULTS), tested, test, source_is_rule=False)
     assert line["source_rule"]["name"].startswith("DropGen p = 0.25")
     assert (line["oracle"]["name"], line["of"]) == ("DropGen p = 0.5", 3)
 
 
 def test_the_same_weights_are_not_tested_again() -> None:
-    test = Tester()
+    test = Checkpoints()
     same = result(0.5, 1, 0.8, 0.5, best=10, step=10)
     (line,) = columns(found(same), {"0.5-1": unseen(0.5)}, test, source_is_rule=False)
     assert test.asked == []
@@ -79,7 +79,7 @@ def test_the_same_weights_are_not_tested_again() -> None:
 
 
 def test_under_the_source_rule_itself_its_column_is_the_chosen_one() -> None:
-    test = Tester(last={"0.5-1": 0.4, "0.5-2": 0.4})
+    test = Checkpoints(last={"0.5-1": 0.4, "0.5-2": 0.4})
     blind = [one | {"source_rule": None} for one in RESULTS]
     (line,) = columns(found(*blind), TESTED, test, source_is_rule=True)
     assert line["source_rule"] == line["chosen"]
@@ -87,7 +87,7 @@ def test_under_the_source_rule_itself_its_column_is_the_chosen_one() -> None:
 
 
 def test_a_method_that_does_not_know_the_source_rule_everywhere_has_no_such_column_and_that_is_said() -> None:
-    test = Tester(last={"0.5-1": 0.4, "0.5-2": 0.4})
+    test = Checkpoints(last={"0.5-1": 0.4, "0.5-2": 0.4})
     lines = columns(found(*RESULTS[:3], RESULTS[3] | {"source_rule": None}), TESTED, test, source_is_rule=False)
     assert lines[0]["source_rule"] is None
     assert "Without a source rule: dropgen; the study has no validation case" in columns_note(lines)
@@ -95,7 +95,7 @@ def test_a_method_that_does_not_know_the_source_rule_everywhere_has_no_such_colu
 
 
 def test_hyperparameters_with_fewer_seeds_are_no_candidates_of_the_oracle() -> None:
-    test = Tester(last={"0.5-1": 0.4, "0.5-2": 0.4})
+    test = Checkpoints(last={"0.5-1": 0.4, "0.5-2": 0.4})
     blind = [one | {"source_rule": None} for one in (RESULTS[0], *RESULTS[2:])]
     (line,) = columns(found(*blind), TESTED, test, source_is_rule=True)
     assert line["oracle"]["name"] == "DropGen p = 0.5"

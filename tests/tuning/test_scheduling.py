@@ -59,7 +59,7 @@ def test_a_hopeless_trial_is_stopped_with_a_note_and_a_good_one_is_not(
         trial = tune_trial(p)
         made.on_trial_add(None, trial)
         for step in range(2, 18, 2):
-            assert made.on_trial_result(None, trial, report(step, 0.9)) == TrialScheduler.CONTINUE
+            assert made.on_trial_result(None, trial, report(step, 0.75)) == TrialScheduler.CONTINUE
     hopeless = tune_trial(VALUES[-1])
     made.on_trial_add(None, hopeless)
     assert made.on_trial_result(None, hopeless, {**report(1, 0.0), "validated_step": 0}) == TrialScheduler.CONTINUE
@@ -77,7 +77,7 @@ def test_a_trial_that_failed_is_no_early_stop(root: Path, name: str) -> None:
     for p in VALUES[:-1]:
         trial = tune_trial(p)
         made.on_trial_add(None, trial)
-        made.on_trial_result(None, trial, report(2, 0.9))
+        made.on_trial_result(None, trial, report(2, 0.75))
     failed = tune_trial(VALUES[-1])
     made.on_trial_add(None, failed)
     result = {"error": "x", "error_class": "StoreError", "validated_step": 2, "val_dice": 0.0}
@@ -86,7 +86,7 @@ def test_a_trial_that_failed_is_no_early_stop(root: Path, name: str) -> None:
     made.on_trial_complete(None, failed, result)
     trial = tune_trial(0.5)
     made.on_trial_add(None, trial)
-    assert made.on_trial_result(None, trial, report(2, 0.9)) == TrialScheduler.CONTINUE
+    assert made.on_trial_result(None, trial, report(2, 0.75)) == TrialScheduler.CONTINUE
 
 
 def test_without_a_scheduler_nothing_is_stopped_and_a_grid_is_known_beforehand(root: Path) -> None:
