@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dropgen.config import Component, Trial
 from dropgen.errors import ResourceError
@@ -75,8 +75,10 @@ class Touch:
         path = folder / LOG
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+            with path.open("ab+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # several trials are tested at once
+                if _ends_within_a_line(file):
+                    file.write(b"\n")
                 file.write((json.dumps(asdict(self)) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -114,6 +116,15 @@ def touches_said(touches: Sequence[Touch], rows: Iterable[Mapping[str, Any]]) ->
     if silent:
         said.append(f"{silent} of the tested rows are from before every look at the test cases was logged.")
     return " ".join(said)
+
+
+def _ends_within_a_line(file: BinaryIO) -> bool:
+    """Whether the last writer died before its line was whole."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return False
+    file.seek(size - 1)
+    return file.read(1) != b"\n"
 
 
 def _model(row: Mapping[str, Any]) -> tuple[str, str | None, str]:

@@ -249,4 +249,6 @@ def test_what_is_said_of_touches_counts_models_and_names_rows_from_before_the_lo
         "The test cases were predicted 3 times, at most 2 times by one of 2 models (test-touches.jsonl). "
         "1 of the tested rows are from before every look at the test cases was logged."
     )
+    touch("b").log(tmp_path)
+    assert [one.trial for one in read_touches(tmp_path)] == ["a", "a", "a", "b"]
     assert touches_said([], []) == ""
