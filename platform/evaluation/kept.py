@@ -29,9 +29,7 @@ def fingerprint_file(bench: Workbench, trial: Trial, checkpoint: Checkpoint) -> 
         "source_rule": bench.folder(trial) / BESIDE / SPEC_FILE,
     }[checkpoint]
     if not path.exists():
-        raise CheckpointError(
-            f"trial '{trial.label}' keeps no {path.name} in {path.parent}; delete its folder and train"
-        )
+        raise CheckpointError(f"trial '{trial.label}' lacks {path}; delete its folder and train again")
     return path
 
 
