@@ -117,14 +117,25 @@ class Training(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class Selection(Frozen):
-    """The rule that chooses checkpoint and hyperparameters; the test split never takes part.
+RULES: Mapping[str, str] = {
+    "target_validation": "validation cases of domains that are not trained on (the paper's rule)",
+    "source_validation": "validation cases of the training domains",
+    "all_validation": "all validation cases",
+}
 
-    `target_validation`: validation cases of domains that are not trained on (the paper's rule);
-    `source_validation`: validation cases of the training domains; `all_validation`: both.
+
+class Selection(Frozen):
+    """The rule by which everything is chosen that is chosen, as `RULES` says; the test split never takes part.
+
+    It binds checkpoint, p, the hyperparameters of every baseline, test-time settings and the best of several seeds.
+    There is no default: a result means nothing to a reader who does not know what chose it.
     """
 
-    rule: Literal["target_validation", "source_validation", "all_validation"] = "target_validation"
+    rule: Literal["target_validation", "source_validation", "all_validation"]
+    columns: bool = Field(
+        False,
+        description="also test what the last checkpoint and source_validation would have given",
+    )
 
 
 class Evaluation(Frozen):
@@ -139,7 +150,9 @@ class Search(Frozen):
 
     sampler: Literal["grid", "tpe"] = "grid"
     trials: int = Field(16, ge=1, description="number of trials of the tpe sampler")
-    scheduler: Literal["none", "asha"] = "none"
+    scheduler: Literal["none", "asha", "hyperband", "median"] = Field(
+        "none", description="ends hopeless trials early, compared with others of their method and the first seed"
+    )
     concurrent: int = Field(2, ge=1)
     test: Literal["every", "chosen"] = Field(
         "every", description="chosen: of each method only the hyperparameters with the best validation Dice are tested"
@@ -160,10 +173,10 @@ class Experiment(Frozen):
     methods: tuple[Component, ...] = (Component.of("dropgen"),)
     adaptations: tuple[Component, ...] = ()
     seeds: tuple[int, ...] = (42,)
+    selection: Selection
     features: Features = Features()
     network: Network = Network()
     training: Training = Training()
-    selection: Selection = Selection()
     evaluation: Evaluation = Evaluation()
     search: Search = Search()
 
@@ -283,6 +296,9 @@ def _sentence(section: type[BaseModel], problem: dict[str, Any]) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{closest(location[-1], _fields_at(section, location[:-1]))}"
+    if problem["type"] == "missing" and key in ("selection", "selection.rule"):
+        rules = ", ".join(f"{name} ({meaning})" for name, meaning in RULES.items())
+        return f"key 'selection.rule' is missing: by which cases is everything chosen? Name one of {rules}"
     if problem["type"] == "missing":
         return f"key '{key}' is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -30,11 +30,11 @@ from dropgen.config import Component, Trial, load_experiment, to_json
 from dropgen.features.studies.study import Case, Study, validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
-from dropgen.platform.bundle import SPEC_FILE
 from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries
+from dropgen.platform.evaluation.kept import Checkpoint, fingerprint_file, load_kept
 from dropgen.platform.evaluation.measures import MEASURES, Measured, how, measure, summarise_measures
 from dropgen.platform.evaluation.metrics import class_dice, domain_dice, pooled_mean
-from dropgen.platform.segmenter import Segmenter
+from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.train import Workbench, choose_trials
 from dropgen.platform.training.trial import choose_device
 
@@ -61,18 +61,23 @@ def evaluate_trial(
     trial: Trial,
     on_prediction: Callable[[int, int], None] = lambda done, total: None,
     adapt: Component | None = None,
+    verb: str = "evaluate",
+    checkpoint: Checkpoint = "chosen",
 ) -> dict[str, Any]:
     """Predicts and scores every held-out case of a trained trial.
 
     Writes `evaluation/masks/<case>.nii.gz`, `evaluation/cases.csv` and, last, `evaluation/summary.json`;
-    returns at once when that is there for the same bundle, cases and code. With a test-time method the folder is
-    `evaluation-<label of the method>`, beside the plain one.
+    returns at once when that is there for the same bundle, cases and code; otherwise it is a touch of the test cases
+    and in their log (`touches.py`). With a test-time method the folder is `evaluation-<label of the method>`, beside
+    the plain one; with another checkpoint than the chosen it is `evaluation@<checkpoint>`.
 
     Args:
         bench: The opened experiment.
         trial: One of its trials.
         on_prediction: Told how many of how many predictions are done, those that tune a test-time method included.
         adapt: A test-time method; what of its search space it leaves open is tuned on the validation cases first.
+        verb: Which verb wants it, for the log.
+        checkpoint: Which of those that the trial keeps; a test-time method adapts the chosen one.
 
     Returns:
         `domains` (mean, sd, se and n over subjects), `classes` (the same per class), `source_dice`
@@ -83,11 +88,12 @@ def evaluate_trial(
     Raises:
         CheckpointError: The trial, or the stable one that the test-time method needs, is not trained or damaged.
         ConfigError: The experiment has no trial that the test-time method needs.
+        ResourceError: The touch cannot be logged.
     """
-    output = evaluation_folder(bench, trial, adapt)
-    if (finished := known_evaluation(bench, trial, adapt)) is not None:
+    output = evaluation_folder(bench, trial, adapt, checkpoint)
+    if (finished := known_evaluation(bench, trial, adapt, checkpoint)) is not None:
         return finished
-    inputs = _inputs(bench, trial, adapt)
+    inputs = _inputs(bench, trial, adapt, checkpoint)
     stable = stable_trial(bench.experiment, trial, adapt)
     cases = held_out_cases(bench.study, bench.experiment.selection.rule)
     total = len(cases) + (0 if adapt is None else tries(bench, adapt))
@@ -96,10 +102,12 @@ def evaluate_trial(
     def predicted() -> None:
         on_prediction(next(done), total)
 
-    segmenter = Segmenter.load(bench.bundle(trial), choose_device(bench.experiment.training.device))
+    segmenter = load_kept(bench, trial, checkpoint, choose_device(bench.experiment.training.device))
     adaptation: dict[str, Any] = {}
     if adapt is not None:
         segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
+    touch = Touch.of(verb, bench.key(trial), trial, adapt, checkpoint, cases, bench.index)
+    touch.log(bench.root / bench.experiment.name)
     scores: list[tuple[Case, Measured]] = []
     tolerance = bench.experiment.evaluation.nsd_tolerance
     for case in cases:
@@ -117,25 +125,29 @@ def evaluate_trial(
     return write_scores(output, scores, bench, facts)
 
 
-def known_evaluation(bench: Workbench, trial: Trial, adapt: Component | None) -> dict[str, Any] | None:
-    """What `evaluate_trial` would return at once, because it is on disk for the same bundle, cases and code; or None.
+def known_evaluation(
+    bench: Workbench, trial: Trial, adapt: Component | None, checkpoint: Checkpoint = "chosen"
+) -> dict[str, Any] | None:
+    """What `evaluate_trial` would return at once, because it is on disk for the same weights, cases and code; or None.
 
     Raises:
         CheckpointError, ConfigError: As `evaluate_trial`.
     """
-    summary = read_json(evaluation_folder(bench, trial, adapt) / "summary.json")
-    return dict(summary) if summary and summary.get("inputs") == _inputs(bench, trial, adapt) else None
+    summary = read_json(evaluation_folder(bench, trial, adapt, checkpoint) / "summary.json")
+    return dict(summary) if summary and summary.get("inputs") == _inputs(bench, trial, adapt, checkpoint) else None
 
 
-def _inputs(bench: Workbench, trial: Trial, adapt: Component | None) -> str:
+def _inputs(bench: Workbench, trial: Trial, adapt: Component | None, checkpoint: Checkpoint) -> str:
     """Digest of everything that an evaluation depends on."""
     stable = stable_trial(bench.experiment, trial, adapt)
-    bundles = [bench.bundle(one) for one in (trial, stable) if one is not None]
+    weights = [fingerprint_file(bench, trial, checkpoint)]
+    if stable is not None:
+        weights.append(fingerprint_file(bench, stable, "chosen"))
     rule = bench.experiment.selection.rule
     cases = held_out_cases(bench.study, rule)
     seen = cases if adapt is None else (*cases, *validation_cases(bench.study, rule))
     return digest([
-        [file_digest(bundle / SPEC_FILE) for bundle in bundles],
+        [file_digest(file) for file in weights],
         {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
         how(bench.study, bench.experiment.evaluation),
         code_version("features", "platform"),
@@ -154,9 +166,12 @@ def write_scores(
     return summary
 
 
-def evaluation_folder(bench: Workbench, trial: Trial, adapt: Component | None) -> Path:
-    """Where a trial's evaluation lies, plain or with a test-time method."""
-    return bench.folder(trial) / ("evaluation" if adapt is None else f"evaluation-{adapt.label}")
+def evaluation_folder(
+    bench: Workbench, trial: Trial, adapt: Component | None, checkpoint: Checkpoint = "chosen"
+) -> Path:
+    """Where a trial's evaluation lies, plain, with a test-time method or of another checkpoint than the chosen."""
+    plain = "evaluation" if checkpoint == "chosen" else f"evaluation@{checkpoint}"
+    return bench.folder(trial) / (plain if adapt is None else f"{plain}-{adapt.label}")
 
 
 def summarise(scores: Sequence[tuple[Case, np.ndarray]], study: Study) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dropgen.errors import ConfigError
 from dropgen.platform.adaptation import build as build_adaptation
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.evaluation.adapted import choose_adapted, stable_trial
+from dropgen.platform.evaluation.kept import Checkpoint
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.trial import finished
@@ -39,7 +40,7 @@ class Meter:
 
 
 def evaluate_all(
-    bench: Workbench, trials: Sequence[Trial], adapt: Component | None = None
+    bench: Workbench, trials: Sequence[Trial], adapt: Component | None = None, checkpoint: Checkpoint = "chosen"
 ) -> dict[str, dict[str, Any]]:
     """Predicts and scores the held-out cases of every trial; the caller is connected to Ray.
 
@@ -47,6 +48,7 @@ def evaluate_all(
         bench: The opened experiment.
         trials: Trained ones.
         adapt: A test-time method; what it leaves open is tuned first, on the validation cases.
+        checkpoint: Which one of every trial.
 
     Returns:
         By trial key, what `evaluate_trial` returns, or `{"unavailable": reason}` where a test-time method refuses the
@@ -67,12 +69,12 @@ def evaluate_all(
     running: dict[ray.ObjectRef[dict[str, Any]], str] = {}
     summaries: dict[str, dict[str, Any]] = {}
     with progress("trials") as bars:
-        name = "evaluate" if adapt is None else f"tune and evaluate {adapt.name}"
+        name = f"evaluate {checkpoint}" if adapt is None else f"tune and evaluate {adapt.name}"
         bar = bars.add_task(name, total=len(trials), note="")
         while waiting or running:
             while waiting and len(running) < room.concurrent:
                 trial = waiting.pop(0)
-                running[task.remote(shared, trial, adapt, meter)] = bench.key(trial)
+                running[task.remote(shared, trial, adapt, checkpoint, meter)] = bench.key(trial)
             ended, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
             for done in ended:
                 summaries[running.pop(done)] = _outcome(done, adapt)
@@ -92,10 +94,16 @@ def _outcome(done: ray.ObjectRef[dict[str, Any]], adapt: Component | None) -> di
         raise error.cause from None
 
 
-def _evaluate(bench: Workbench, trial: Trial, adapt: Component | None, meter: Any) -> dict[str, Any]:
+def _evaluate(
+    bench: Workbench, trial: Trial, adapt: Component | None, checkpoint: Checkpoint, meter: Any
+) -> dict[str, Any]:
     torch.set_num_threads(bench.experiment.training.threads)
     key = bench.key(trial)
-    return evaluate_trial(bench, trial, lambda done, total: meter.tell.remote(key, done / total), adapt)
+
+    def tell(done: int, total: int) -> None:
+        meter.tell.remote(key, done / total)
+
+    return evaluate_trial(bench, trial, tell, adapt, "run", checkpoint)
 
 
 def adapt_all(

@@ -31,22 +31,37 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation import replay_record
+from dropgen.platform.evaluation.kept import Checkpoint
 from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
 from dropgen.platform.evaluation.results import group_rows
 from dropgen.platform.evaluation.significance import significance
+from dropgen.platform.evaluation.touches import read_touches, touches_said
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
+from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.choice import champion, keys_to_test
+from dropgen.tuning.columns import columns, columns_note
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
-from dropgen.tuning.search import known_results, open_bench, refuse_measure, search
+from dropgen.tuning.search import open_bench, refuse_measure, search
 from dropgen.tuning.space import Plan, plan
-from dropgen.tuning.summary import absent_rows, adapted_rows, headline, ranked, ranking_rows, seed_notes, table_rows
+from dropgen.tuning.standing import known_results, known_trials
+from dropgen.tuning.summary import (
+    absent_rows,
+    adapted_rows,
+    extraction_notes,
+    extraction_of,
+    headline,
+    ranked,
+    ranking_rows,
+    seed_notes,
+    table_rows,
+)
 from dropgen.tuning.table import terminal, write_results
 
 PRECOMPUTE_WORKERS = 2
@@ -146,7 +161,7 @@ def run(
         require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
         require_adaptable(experiment, planned.fixed)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
-        _precompute(stages, experiment, planned, study, root, join_ray)
+        stored = _precompute(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
         if bench.choice is not None:
             bench.choice.note(manifest)
@@ -177,6 +192,11 @@ def run(
             means = [to_json(one) for one in experiment.adaptations], measuring, code_version("features", "platform")
             adapted = stages.do("adapt", digest([keys, bench.index.digest, means]), adapt)
 
+        beside = None
+        if experiment.selection.columns:
+            key = digest([[result["key"] for _, result in results], tested, experiment.selection.rule])
+            beside = stages.do("columns", key, lambda: _columns(bench, results, evaluations, join_ray))
+
         def put_into_registry() -> tuple[list[Path], Any]:
             uri = register(root, Path(best["bundle"]), experiment.name, run_id=found["champion"]["run"])
             return [root / "mlflow"], uri
@@ -190,6 +210,7 @@ def run(
         if by_rank:
             rows = ranked(rows)
         found_pairs = significance(group_rows(rows))
+        touches, spent = read_touches(folder), budget(bench, known_trials(bench, planned))
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
@@ -208,14 +229,20 @@ def run(
             "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
+            "budget": spent,
+            "extraction": (extraction := extraction_of(stored, [result for _, result in results])),
+            "columns": beside and {"lines": beside, "note": columns_note(beside)},
+            "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
+                budget_note(spent),
+                *extraction_notes(extraction),
                 *seed_notes(rows),
                 *(replay["said"][:1] if replay["exact"] is False and study.orientation_augmentation else []),
             ],
         }
         write_json(folder / "summary.json", summary)
-        shown = "absent", "headline", "replay"
+        shown = "absent", "headline", "replay", "touches", "columns"
         stages.do(
             "report",
             digest([rows, measuring, *(summary[name] for name in shown), to_json(whole), code_version("platform")]),
@@ -248,7 +275,7 @@ def _check(study: Study) -> tuple[list[Path], Any]:
 
 def _precompute(
     stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
-) -> None:
+) -> dict[str, Any]:
     features = experiment.features
     methods = map(build_method, planned.methods)
     needed = features.source != "online" and any(map(leaves_source_open, methods))
@@ -266,11 +293,14 @@ def _precompute(
             workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
             document = precompute(experiment, study, root, workers, features=needed)
             effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
+            extracted = document["computed"]["features"]
         else:
-            effort = {}
-        return [], {"cases": len(index.keys)} | effort
+            effort, extracted = {}, 0
+        entries = len({keys.features for keys in index.keys.values() if keys.features is not None})
+        return [], {"cases": len(index.keys), "entries": entries, "extracted": extracted} | effort
 
-    stages.do("precompute", index.digest, work, due=bool(missing))
+    result: dict[str, Any] = stages.do("precompute", index.digest, work, due=bool(missing))
+    return result
 
 
 def worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path, store: FeatureStore) -> bool:
@@ -322,6 +352,21 @@ def _externals(stages: Stages, bench: Workbench, baselines: Sequence[Trial]) -> 
     return results
 
 
+def _columns(
+    bench: Workbench,
+    results: Sequence[tuple[Trial, dict[str, Any]]],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    join_ray: Callable[[], None],
+) -> tuple[list[Path], Any]:
+    join_ray()
+
+    def test(trials: Sequence[Trial], checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+        return evaluate_all(bench, trials, checkpoint=checkpoint)
+
+    is_rule = bench.experiment.selection.rule == "source_validation"
+    return [], columns(results, evaluations, test, source_is_rule=is_rule)
+
+
 def _replay(stages: Stages, bench: Workbench, sources: set[str | None]) -> dict[str, Any]:
     """What the augmentation's geometry does to stored features, where any trial of these sources trained on them."""
     if "stored" not in sources:
@@ -355,7 +400,7 @@ def finish(summary: Mapping[str, Any]) -> None:
     say()
     say(summary["headline"])
     say(terminal(summary["table"], summary["absent"]))
-    for note in summary["notes"]:
+    for note in (*summary["notes"], summary["touches"]["said"]):
         say(note)
     if summary["unfinished"]:
         say(f"not finished in time: {', '.join(summary['unfinished'])}; the same command continues them")

@@ -26,17 +26,18 @@ from dropgen.errors import ConfigError, DivergenceError, ResourceError
 from dropgen.features.cluster import connect
 from dropgen.features.precompute import precompute
 from dropgen.features.studies.study import load_study
-from dropgen.manifest import Manifest, read_json
+from dropgen.manifest import Manifest
 from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.auto import settle
-from dropgen.platform.training.trial import DIVERGED, finished
 from dropgen.tuning.choice import PROPOSED, champion, choose
+from dropgen.tuning.disk import Disk
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import shape
 from dropgen.tuning.space import Plan, Space, plan
-from dropgen.tuning.trials import STOPPED, Desk, Failure, failure_error, run_fixed, run_sampled
+from dropgen.tuning.standing import is_open, known_divergences, known_results, left, open_labels, sampled, samples
+from dropgen.tuning.trials import Desk, Failure, failure_error, run_fixed, run_sampled
 from dropgen.tuning.view import View
 
 
@@ -51,8 +52,8 @@ def search(
     """Trains every unfinished trial of an experiment and picks the best by validation Dice.
 
     A trial that is finished, diverged or was stopped early is never run again; one that was interrupted continues
-    from its own checkpoint. One that diverges is on record and leaves the others alone. The tpe sampler explores with
-    the first seed and trains its best point with the others.
+    from its own checkpoint. One that diverges is on record and leaves the others alone. The tpe sampler, and every
+    scheduler, explores with the first seed and trains each method's best point to the end with the others.
 
     Args:
         experiment: Its `search` section says how; the store must cover its study.
@@ -66,7 +67,8 @@ def search(
 
     Raises:
         ConfigError: A method or its range is wrong.
-        ResourceError: Not even one trial fits on the cluster, or none finished in time.
+        ResourceError: Not even one trial fits on the cluster, none finished in time, or the disk would not hold what is
+            still to be trained; what is finished is registered and the same command continues.
         DivergenceError: Every trial diverged.
         DropGenError: A trial failed; raised after the others have ended, with their document.
     """
@@ -81,7 +83,8 @@ def search(
         if bench.choice is not None:
             bench.choice.note(manifest)
         record = Record(bench)
-        failures = _train_all(bench, planned, record, address, deadline)
+        disk = Disk(bench, experiment.search.concurrent, lambda: left(bench, planned))
+        failures = _train_all(bench, planned, record, disk, address, deadline)
         results = known_results(bench, planned)
         runs = {}
         for trial, result in results:
@@ -89,6 +92,7 @@ def search(
         best = champion([result for _, result in results]) if results else None
         record.close(path, best)
     unfinished = [trial.label for trial in planned.fixed if is_open(bench, trial)]
+    unfinished += [label for space in planned.spaces for label in open_labels(bench, space)]
     diverged = known_divergences(bench, planned)
     document: dict[str, Any] = {
         "experiment": experiment.name,
@@ -107,6 +111,10 @@ def search(
         error = failure_error(failures, "the same command tries it again")
         error.document = document  # type: ignore[attr-defined]
         raise error
+    if disk.said is not None:
+        full = ResourceError(disk.said)
+        full.document = document
+        raise full
     if best is None and diverged:
         raise DivergenceError(
             f"every trial of '{experiment.name}' diverged, {diverged[0]['label']}: {diverged[0]['why']}"
@@ -124,36 +132,19 @@ def open_bench(experiment: Experiment, root: Path, planned: Plan) -> Workbench:
     return Workbench.open(experiment, root)
 
 
-def known_results(bench: Workbench, planned: Plan) -> list[tuple[Trial, dict[str, Any]]]:
-    """Every finished trial of the plan, sampled ones included, from the results on disk."""
-    sampled = [trial for space in planned.spaces for trial, _ in sampled_trials(bench, space)]
-    found = ((trial, finished(bench.folder(trial))) for trial in (*planned.fixed, *sampled))
-    return [(trial, result) for trial, result in found if result is not None]
-
-
-def known_divergences(bench: Workbench, planned: Plan) -> list[dict[str, Any]]:
-    """Every trial of the plan whose loss was not finite: `label, method, options, seed, step, why`."""
-    sampled = [trial for space in planned.spaces for trial, _ in sampled_trials(bench, space)]
-    notes = ((trial, read_json(bench.folder(trial) / DIVERGED)) for trial in (*planned.fixed, *sampled))
-    return [
-        {"method": trial.method.name, "options": trial.method.options, "seed": trial.seed, **note}
-        for trial, note in notes
-        if note is not None
-    ]
-
-
-def _train_all(bench: Workbench, planned: Plan, record: Record, address: str | None, deadline: float) -> list[Failure]:
+def _train_all(
+    bench: Workbench, planned: Plan, record: Record, disk: Disk, address: str | None, deadline: float
+) -> list[Failure]:
     experiment, training = bench.experiment, bench.experiment.training
     todo = [trial for trial in planned.fixed if is_open(bench, trial)]
-    if not todo and not planned.spaces:
+    if (not todo and not planned.spaces) or disk.full():
         return []
     failures: list[Failure] = []
     with connect(address, training.workers * training.threads), progress("steps") as bars:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        later = len(experiment.seeds) - 1
-        total = len(planned.fixed) + sum(sample_count(bench, space) + later for space in planned.spaces)
+        total = len(planned.fixed) + sum(samples(bench, space) + len(experiment.seeds) - 1 for space in planned.spaces)
         view = View(bars, training.steps, total, [result for _, result in known_results(bench, planned)])
-        desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view)
+        desk = Desk(bench, shape(training, experiment.search.concurrent, nodes), record, view, disk)
         if todo:
             failures += run_fixed(desk, todo, _left(deadline))
         for space in planned.spaces:
@@ -165,13 +156,13 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     """Samples a space with the first seed, then trains its best point with the other seeds."""
     bench = desk.bench
     seed, *others = bench.experiment.seeds
-    known = [(trial, dice) for trial, dice in sampled_trials(bench, space) if trial.seed == seed]
+    known = [(trial, dice) for trial, dice in sampled(bench, space) if trial.seed == seed]
     done = [(trial, dice) for trial, dice in known if dice is not None]
-    missing = sample_count(bench, space) - len(done)
+    missing = samples(bench, space) - len(done)
     failures: list[Failure] = []
     if missing > 0 and time.monotonic() < deadline:
         ahead = [_prefixed(space, trial) for trial, dice in known if dice is None]
-        if space.size <= bench.experiment.search.trials:  # a sampler would draw some points twice and others never
+        if space.size <= samples(bench, space):  # a sampler would draw some points twice and others never
             every = [_prefixed(space, space.trial(point, seed)) for point in space.points()]
             begun = [_prefixed(space, trial) for trial, _ in known]
             ahead += [point for point in every if point not in begun]
@@ -181,7 +172,7 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
             mode="max",
             points_to_evaluate=ahead,
             # A resumed search must not draw the very points again that it began with.
-            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, sample_count(bench, space) // 4)),
+            sampler=TPESampler(seed=seed + len(done), n_startup_trials=max(3, samples(bench, space) // 4)),
         )
         for trial, dice in done:
             searcher.add_evaluated_point(_prefixed(space, trial), dice)
@@ -194,35 +185,8 @@ def _explore(desk: Desk, space: Space, deadline: float) -> list[Failure]:
     return failures + (run_fixed(desk, todo, _left(deadline)) if todo else [])
 
 
-def sampled_trials(bench: Workbench, space: Space) -> list[tuple[Trial, float | None]]:
-    """Trials of this space that were begun on the same data with the same code, with their validation Dice if ended.
-
-    One that diverged ended with Dice 0.
-    """
-    found = []
-    for path in sorted((bench.root / bench.experiment.name / "trials").glob("*/trial.json")):
-        trial = Trial.model_validate(read_json(path)["trial"])
-        if space.point(trial.method) is None or bench.folder(trial) != path.parent:
-            continue
-        ended = finished(path.parent) or read_json(path.parent / STOPPED)
-        diverged = 0.0 if (path.parent / DIVERGED).exists() else None
-        found.append((trial, float(ended["val_dice"]) if ended else diverged))
-    return found
-
-
-def sample_count(bench: Workbench, space: Space) -> int:
-    """How many points of a space the sampler tries with the first seed."""
-    return int(min(bench.experiment.search.trials, space.size))
-
-
 def _prefixed(space: Space, trial: Trial) -> dict[str, Any]:
     return {f"point/{key}": value for key, value in (space.point(trial.method) or {}).items()}
-
-
-def is_open(bench: Workbench, trial: Trial) -> bool:
-    """Whether a search would train it, or go on with it."""
-    folder = bench.folder(trial)
-    return finished(folder) is None and not any((folder / note).exists() for note in (STOPPED, DIVERGED))
 
 
 def _left(deadline: float) -> float | None:

@@ -1,8 +1,8 @@
 """What is searched: an experiment's methods as fixed trials and as Optuna spaces.
 
-Under the grid sampler every list is a grid. Under the tpe sampler a list is a categorical choice and
-`{low: 0, high: 0.95}` (optionally `log: true`) a continuous range; a method with neither is trained
-once per seed as it stands.
+Under the grid sampler every list is a grid; with a scheduler it is a space of which every point is tried. Under the tpe
+sampler a list is a categorical choice and `{low: 0, high: 0.95}` (optionally `log: true`) a continuous range; a method
+with neither is trained once per seed as it stands.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIGNIFICANT_DIGITS = 4
 
 @dataclass(frozen=True)
 class Space:
-    """The hyperparameters of one method that the tpe sampler varies.
+    """The hyperparameters of one method that are explored with one seed.
 
     Attributes:
         method: The method with its fixed options only.
@@ -104,13 +104,16 @@ def plan(experiment: Experiment) -> Plan:
     Raises:
         ConfigError: A range under the grid sampler, a malformed range, or a value that its method refuses.
     """
-    made = _grid(experiment) if experiment.search.sampler == "grid" else _tpe(experiment)
+    if experiment.search.sampler == "grid":
+        _require_lists(experiment)
+    whole = experiment.search.sampler == "grid" and experiment.search.scheduler == "none"
+    made = Plan(trials_of(experiment)) if whole else _explored(experiment)
     for method in made.methods:
         build(method)
     return made
 
 
-def _grid(experiment: Experiment) -> Plan:
+def _require_lists(experiment: Experiment) -> None:
     for method in experiment.methods:
         for key, value in method.options.items():
             if isinstance(value, Mapping):
@@ -118,10 +121,9 @@ def _grid(experiment: Experiment) -> Plan:
                     f"method {method.name}: {key} = {dict(value)} is a range, which the grid sampler cannot list; "
                     "list the values, or search the range with --search.sampler=tpe"
                 )
-    return Plan(trials_of(experiment))
 
 
-def _tpe(experiment: Experiment) -> Plan:
+def _explored(experiment: Experiment) -> Plan:
     spaces = tuple(_space(method) for method in experiment.methods)
     still = tuple(space.method for space in spaces if not space.distributions)
     fixed = trials_of(experiment.model_copy(update={"methods": still}))

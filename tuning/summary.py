@@ -94,7 +94,7 @@ def absent_rows(
 
     Args:
         rows: Of the plain trials.
-        diverged: From `search.known_divergences`.
+        diverged: From `standing.known_divergences`.
         adapted: From `evaluations.adapt_all`.
     """
     lost = [
@@ -133,6 +133,30 @@ def ranking_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "seeds": len(place.group.rows),
         }
         for place in ranking(group_rows(rows))
+    ]
+
+
+def extraction_of(stored: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How often features were extracted and read: `entries, extracted, trials`.
+
+    Args:
+        stored: What the stage that fills the store left: entries of features that the study has there, and how many of
+            them it computed; the others were there.
+        results: Of all trained trials.
+    """
+    readers = sum(result["features"] == "stored" for result in results)
+    return {"entries": stored.get("entries", 0), "extracted": stored.get("extracted", 0), "trials": readers}
+
+
+def extraction_notes(extraction: Mapping[str, int]) -> list[str]:
+    """That sentence; none where nothing was stored."""
+    entries, extracted, trials = (extraction[name] for name in ("entries", "extracted", "trials"))
+    if not entries:
+        return []
+    found = entries - extracted
+    return [
+        f"Features of {entries} volumes lie in one store, each extracted once ({extracted} in this run, {found} found "
+        f"there), and {trials} trial{' has' if trials == 1 else 's have'} read them."
     ]
 
 

@@ -15,7 +15,7 @@ from dropgen.platform.evaluation.findings import VERDICTS, chance, findings, int
 from dropgen.platform.evaluation.results import ABSENT, Group, absent_name, group_rows, most_wait, ranking
 from dropgen.platform.evaluation.sections import unseen_domains
 from dropgen.platform.evaluation.significance import Significance, significance
-from dropgen.platform.evaluation.tables import COLUMNS, measure_notes, shown
+from dropgen.platform.evaluation.tables import COLUMN_HEADER, COLUMNS, columns_cells, measure_notes, shown
 
 LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
 LOCAL = ("folder", "evaluation")  # paths of one machine
@@ -40,12 +40,18 @@ def write_results(folder: Path, summary: Mapping[str, Any], placeholder_spacing:
     """Writes what can be published as it is: `results.md`, and the rows behind it as `results.json`."""
     rows = [{name: value for name, value in row.items() if name not in LOCAL} for row in summary["table"]]
     told = {name: summary[name] for name in ("experiment", "headline", "computed_seconds")}
-    rest = {name: summary[name] for name in ("ranking", "comparison", "absent", "notes")}
+    rest = {
+        name: summary[name] for name in ("ranking", "comparison", "absent", "budget", "columns", "touches", "notes")
+    }
     groups = group_rows(summary["table"])
     found = significance(groups)
     write_json(folder / "results.json", told | {"table": rows, "measures": _measures(groups)} | rest)
     page = folder / "results.md"
-    more = [*measures_markdown(groups, placeholder_spacing), *pairs_markdown(found)]
+    more = [
+        *columns_markdown(summary["columns"]),
+        *measures_markdown(groups, placeholder_spacing),
+        *pairs_markdown(found),
+    ]
     page.write_text("\n".join([markdown(summary), *more]))
     return page
 
@@ -58,6 +64,14 @@ def measures_markdown(groups: Sequence[Group], placeholder_spacing: Sequence[str
     notes = measure_notes(groups, placeholder_spacing)
     told = [line for note in ("Means over the unseen domains, n subjects.", *notes) for line in (note, "")]
     return ["## Surfaces, volumes and empty classes", "", *told, *_markdown_table(header, lines), ""]
+
+
+def columns_markdown(columns: Mapping[str, Any] | None) -> list[str]:
+    """What other ways to choose would have given, as lines of Markdown."""
+    if columns is None:
+        return []
+    table = _markdown_table(COLUMN_HEADER, columns_cells(columns["lines"]))
+    return ["## Beside the chosen", "", columns["note"], "", *table, ""]
 
 
 def pairs_markdown(found: Significance | None) -> list[str]:
@@ -118,7 +132,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"|---{'|--:' * (len(header) - 1)}|",
         *(f"| {line} |" for line in lines),
         "",
-        *(line for note in summary["notes"] for line in (note, "")),
+        *(line for note in (*summary["notes"], summary["touches"]["said"]) for line in (note, "")),
         f"Steps: {', '.join(map(str, sorted({row['steps'] for row in rows})))}, "
         f"at most {100 * most_wait(rows):.1f}% of their time spent waiting for data. "
         f"Time: {sum(seconds.values()):.0f} s ({spent}). "

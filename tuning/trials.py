@@ -16,22 +16,20 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.searcher import Searcher
 
 from dropgen import errors
 from dropgen.config import Trial, to_json
 from dropgen.errors import DropGenError, ResourceError
-from dropgen.manifest import write_json
 from dropgen.platform.train import Progress, Workbench, train_trial
 from dropgen.platform.training.trial import finished
+from dropgen.tuning.disk import Disk
 from dropgen.tuning.record import Record
 from dropgen.tuning.resources import Shape
+from dropgen.tuning.scheduling import STOPPED, scheduler
 from dropgen.tuning.space import Space
 from dropgen.tuning.view import View
 
-STOPPED = "stopped.json"
-REDUCTION = 3
 # A process that is lost (out of memory, a node gone) is started once more and continues from last.ckpt.
 MAX_RESTARTS = 1
 
@@ -52,10 +50,11 @@ class Desk:
     shape: Shape
     record: Record
     view: View
+    disk: Disk
 
 
 def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Failure]:
-    """Trains exactly these trials and returns those that failed."""
+    """Trains exactly these trials to their end and returns those that failed."""
     space = {"trial": tune.grid_search([to_json(trial) for trial in trials])}
     return _fit(desk, None, space, tune.TuneConfig(time_budget_s=seconds))
 
@@ -63,20 +62,22 @@ def run_fixed(desk: Desk, trials: list[Trial], seconds: float | None) -> list[Fa
 def run_sampled(
     desk: Desk, space: Space, seed: int, searcher: Searcher, samples: int, seconds: float | None
 ) -> list[Failure]:
-    """Trains `samples` trials at points that the searcher suggests (as `point/<option>`)."""
+    """Trains `samples` trials at points that the searcher suggests (as `point/<option>`), under the scheduler."""
     return _fit(
         desk, space, {"seed": seed}, tune.TuneConfig(search_alg=searcher, num_samples=samples, time_budget_s=seconds)
     )
 
 
 def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.TuneConfig) -> list[Failure]:
-    bench, search = desk.bench, desk.bench.experiment.search
+    bench = desk.bench
+    if desk.disk.full():
+        return []
     config.metric, config.mode = "val_dice", "max"
     config.max_concurrent_trials = desk.shape.concurrent
     config.reuse_actors = True
     config.trial_dirname_creator = lambda trial: str(trial.trial_id)
-    if search.scheduler == "asha":
-        config.scheduler = _RecordedASHA(bench, space)
+    if space is not None:
+        config.scheduler = scheduler(bench, space)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     folder = bench.root / bench.experiment.name
     trainable = tune.with_parameters(_train, bench=bench, space=space)
@@ -91,12 +92,14 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 callbacks=[watch],
+                stop=_DiskStopper(desk.disk),
                 verbose=0,
             ),
         ).fit()
     finally:
         for trial in watch.running.values():
-            desk.record.given_up(trial, "KILLED", "out of time or interrupted; the next search continues it")
+            why = "the disk is nearly full" if desk.disk.said else "out of time or interrupted"
+            desk.record.given_up(trial, "KILLED", f"{why}; the next search continues it")
         # Trials keep their own checkpoints and results; Tune's logs repeat them.
         shutil.rmtree(folder / "tune", ignore_errors=True)
     return watch.failures
@@ -104,25 +107,24 @@ def _fit(desk: Desk, space: Space | None, params: dict[str, Any], config: tune.T
 
 def _train(config: dict[str, Any], bench: Workbench, space: Space | None) -> None:
     """The body of a Tune trial."""
-    validated_step, best = 0, 0.0
+    judged: dict[str, float] = {"validated_step": 0, "val_dice": 0.0}
 
     def report(progress: Progress) -> None:
-        nonlocal validated_step, best
+        judged.update(validated_step=progress.validated_step, val_dice=progress.best_dice)
         metrics = {"step": progress.step, "loss": progress.loss}
         if progress.val_dice is not None:
-            validated_step, best = progress.step, max(best, progress.val_dice)
             metrics["dice"] = progress.val_dice
         # The last step is reported once the result is on disk: a scheduler that stops a trial on
         # its last report would otherwise throw the finished training away.
         if progress.step < progress.steps:
-            tune.report(metrics | {"validated_step": validated_step, "val_dice": best})
+            tune.report(metrics | judged)
 
     try:
         result = train_trial(bench, _trial(config, space), report)
     except Exception as error:
         # Tune starts a trial again whatever it died of; only a lost process is worth that.
         text = " ".join(str(error).split())
-        tune.report({"error": text, "error_class": type(error).__name__, "val_dice": best})
+        tune.report({"error": text, "error_class": type(error).__name__, **judged})
     else:
         steps, loss = result["curve"]["loss"][-1]
         tune.report({"step": steps, "loss": loss, "validated_step": steps, "val_dice": result["val_dice"]})
@@ -134,31 +136,20 @@ def _trial(config: Mapping[str, Any], space: Space | None) -> Trial:
     return space.trial(config["point"], config["seed"])
 
 
-class _RecordedASHA(ASHAScheduler):
-    """ASHA that leaves a note in the folder of every trial it stops, because Ray calls them complete.
+class _DiskStopper(tune.Stopper):
+    """Ends all trials before the disk is full; each continues from its own checkpoint."""
 
-    Rungs are counted in validated steps: between validations a trial repeats its last Dice.
-    """
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
 
-    def __init__(self, bench: Workbench, space: Space | None) -> None:
-        training = bench.experiment.training
-        self._bench, self._space = bench, space
-        super().__init__(
-            time_attr="validated_step",
-            max_t=training.steps,
-            grace_period=min(training.steps, max(training.validate_every, training.steps // REDUCTION**2)),
-            reduction_factor=REDUCTION,
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of `_Watch`
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        own = _trial(trial.config, self._space)
-        folder = self._bench.folder(own)
-        if decision == self.STOP and finished(folder) is None:
-            step, dice = result["validated_step"], result["val_dice"]
-            why = f"ASHA: val Dice {dice:.3f} at step {step} is not among the best 1/{REDUCTION} of that rung"
-            write_json(folder / STOPPED, {"label": own.label, "step": step, "val_dice": dice, "why": why})
-        return decision
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._disk.full()
 
 
 class _Watch(tune.Callback):
@@ -197,7 +188,7 @@ class _Watch(tune.Callback):
             self._desk.record.finished(own, result)
             self._ended(own)
         elif (folder / STOPPED).exists():
-            self._desk.record.given_up(own, "KILLED", "stopped early by ASHA")
+            self._desk.record.given_up(own, "KILLED", "stopped early")
             self._ended(own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -17,8 +17,8 @@ from dropgen.platform.networks import build_network
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.checkpoint import load_checkpoint
 from dropgen.platform.training.trial import finished
-from dropgen.tuning.search import is_open, sample_count, sampled_trials
 from dropgen.tuning.space import Plan, Space
+from dropgen.tuning.standing import is_open, sampled, samples
 
 FLOAT = 4
 
@@ -100,8 +100,8 @@ def _method_work(bench: Workbench, trials: Sequence[Trial]) -> MethodWork:
 
 def space_work(bench: Workbench, space: Space) -> MethodWork:
     """Of a method whose hyperparameters are sampled."""
-    points, seeds = sample_count(bench, space), bench.experiment.seeds
-    known = [trial for trial, _ in sampled_trials(bench, space)]
+    points, seeds = samples(bench, space), bench.experiment.seeds
+    known = [trial for trial, _ in sampled(bench, space)]
     done = [trial for trial in known if not is_open(bench, trial)]
     reached = [_reached(bench, trial) for trial in known if trial not in done]
     trials = points + len(seeds) - 1

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "methods": [{"name": "erm"}, {"name": "dropgen", "p": [0.5, 0.75]}],
     "seeds": [0],
     "training": {"batch": 2},
+    "selection": {"rule": "target_validation"},
 }
 
 

@@ -40,7 +40,8 @@ from dropgen.platform.evaluation.results import (
 )
 from dropgen.platform.evaluation.sections import measures_section, pairs_section
 from dropgen.platform.evaluation.significance import significance
-from dropgen.platform.evaluation.tables import COLUMNS, measure_notes, shown
+from dropgen.platform.evaluation.tables import COLUMN_HEADER, COLUMNS, columns_cells, measure_notes, shown
+from dropgen.platform.evaluation.touches import read_touches, touches_said
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 CASE_MEASURES = ("nsd", "hd95_mm", "volume_error_relative", "false_positive_voxels")
@@ -56,6 +57,7 @@ def build_report(experiment: Experiment, root: Path) -> Path:
     folder, summary = root / experiment.name, _summary(experiment, root)
     manifest = read_json(folder / "manifest.json") or {}
     context = {key: manifest.get(key) for key in ("commit", "command", "versions", "peak_rss_mb")} | summary
+    context["touched"] = touches_said(read_touches(folder), summary["table"])  # later ones than the run's too
     study = load_study(experiment.study, root)
     page = folder / "report.html"
     return write_report(page, experiment, study, summary["table"], summary["headline"], context)
@@ -94,8 +96,8 @@ def write_report(
         study: Where images and ground truth are.
         rows: One per trial, and one for every test-time method on a trial.
         headline: The finding in one sentence.
-        context: Beyond the table: what is `absent` from it, `notes`, `replay`, `computed_seconds` per stage, `commit`,
-            `command`, `versions`, and addresses.
+        context: Beyond the table: what is `absent` from it, how often the test cases were `touched`, `columns` beside
+            the chosen, `notes`, `replay`, `computed_seconds` per stage, `commit`, `command`, `versions`, and addresses.
     """
     groups = group_rows(rows)
     trained = [group for group in groups if group.rows[0]["adaptation"] is None]
@@ -107,6 +109,7 @@ def write_report(
     ]
     cases = {case.id: case for case in study.cases}
     found = significance(groups)
+    columns = context.get("columns")
     pictures, note = _pictures(chosen, groups, scored, cases, study)
     values = {
         "name": experiment.name,
@@ -123,6 +126,10 @@ def write_report(
         "curves": charts.data_uri(charts.curves(*zip(*results, strict=True)), "svg"),
         "absent": [(absent_name(row), row["reason"]) for row in context.get("absent", ())],
         "notes": context.get("notes", ()),
+        "column_header": COLUMN_HEADER,
+        "columns": columns and columns_cells(columns["lines"]),
+        "columns_note": columns and columns["note"],
+        "touched": context.get("touched", ""),
         **_replay(context.get("replay")),
         "trained": _training_note(
             [row for group in trained for row in group.rows], most_wait([result for result, _ in results])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dropgen.manifest import read_json
-from dropgen.platform.evaluation.results import ABSENT, Group
+from dropgen.platform.evaluation.results import ABSENT, NAMES, Group
 
 # Measure to its heading and its unit.
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -22,6 +22,26 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "false_positive_voxels": ("falsely found", "voxels"),
 }
 COUNTED = {"hd95_mm": "{:.1f}", "volume_error_ml": "{:.2f}", "false_positive_voxels": "{:.0f}"}
+
+
+COLUMN_HEADER = ("method", "chosen", "last checkpoint", "source rule", "oracle (not a result)")
+
+
+def columns_cells(lines: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells under `COLUMN_HEADER`: Dice x 100 on unseen domains, and whose it is where it is not the chosen model's."""
+    return [
+        [NAMES.get(line["method"], line["method"]), *(_way(line, way) for way in ("chosen", "last", "source_rule")),
+         f"{_way(line, 'oracle')} of {line['of']}" if line["oracle"] else ABSENT]
+        for line in lines
+    ]  # fmt: skip
+
+
+def _way(line: Mapping[str, Any], way: str) -> str:
+    pick = line[way]
+    if pick is None:
+        return ABSENT
+    error = "" if pick["se"] is None else f" ± {100 * pick['se']:.1f}"
+    return f"{100 * pick['unseen']:.1f}{error} ({pick['name']})"
 
 
 def shown(value: float | None, measure: str) -> str:

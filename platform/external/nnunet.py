@@ -32,6 +32,7 @@ from dropgen.manifest import code_version, digest, git_commit, read_json, versio
 from dropgen.platform.evaluate import held_out_cases, write_scores
 from dropgen.platform.evaluation.measures import how, measure
 from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.external.commands import (
     ITERATIONS,
     NnUNet,
@@ -108,6 +109,7 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     val, test, inputs = validation_cases(bench.study, rule), held_out_cases(bench.study, rule), _inputs(bench)
     write_json(site.trial / "trial.json", {"trial": to_json(trial), "experiment": to_json(bench.experiment)})
     seconds = _prepare(site, bench, val, report) + _train(site, method, report)
+    Touch.of("run", key(bench, trial), trial, None, "chosen", test, bench.index).log(bench.root / bench.experiment.name)
     masks = _predict(site, method, [*val, *test], inputs, report)
     report("score", method.steps)
     classes = len(bench.study.classes)
@@ -233,6 +235,8 @@ def _result(site: Site, bench: Workbench, trial: Trial, method: NnUNet) -> dict[
         "p": None,
         "seed": trial.seed,
         "after_training": None,
+        "source_rule": None,
+        "resumed": [],
         "key": key(bench, trial),
         "steps": method.steps,
         "best_step": max((end for end, epoch in zip(ends, epochs, strict=True) if epoch.best), default=0),

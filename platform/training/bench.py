@@ -34,6 +34,8 @@ CODE = (
     "platform/evaluation/metrics.py",
     "platform/evaluation/quality.py",
 )
+BUNDLE = "bundle"  # what the selection rule chose
+BESIDE = "bundle-source"  # what the validation cases of the training domains would have chosen
 MEASURING = {"nsd_tolerance"}  # says how a finished mask is measured; no training looks at it
 ELSEWHERE = {"store", "cache_gb"}  # where entries lie changes nothing that is computed from them
 
@@ -174,7 +176,7 @@ class Workbench:
         """
         study, problems = self.study, []
         last = len(study.classes) - 1
-        for case in (*study.split("train"), *validation_cases(study, self.experiment.selection.rule)):
+        for case in (*study.split("train"), *validation_cases(study, self.experiment.selection.rule), *self.beside):
             key = self.index.keys[case.id].label
             if key is not None and (highest := self.store.highest_label(key)) > last:
                 problems.append(f"case {case.id}: label value {highest} of {case.label} is unknown")
@@ -184,6 +186,17 @@ class Workbench:
                 "add the classes to the study or correct the labels:",
                 problems,
             )
+
+    @property
+    def beside(self) -> tuple[Case, ...]:
+        """Validation cases of the training domains, where the experiment asks what they would have chosen.
+
+        Empty where they are those of its rule, or where the study has none.
+        """
+        selection = self.experiment.selection
+        if not selection.columns or selection.rule == "source_validation":
+            return ()
+        return tuple(case for case in self.study.split("val") if case.domain in self.study.train_domains)
 
     def source(self, method: Method) -> Source | None:
         """Where a method's features come from; None where it has none."""
@@ -218,7 +231,7 @@ class Workbench:
                 f"trial '{trial.label}' of experiment '{self.experiment.name}' is not trained; run: dropgen train"
                 f" EXPERIMENT.yaml --method '{trial.method.label}' --seed {trial.seed}"
             )
-        return self.folder(trial) / "bundle"
+        return self.folder(trial) / BUNDLE
 
     def stored(self, case: Case, *methods: Method) -> tuple[Prepared, np.ndarray | None, np.ndarray]:
         """A labelled case from the store: volume, raw features `[C, X, Y, Z]` and label, on the prepared grid.
@@ -243,7 +256,7 @@ class Workbench:
             "trial": to_json(trial),
             "network": to_json(experiment.network),
             "training": to_json(experiment.training),
-            "selection": to_json(experiment.selection),
+            "selection": {"rule": experiment.selection.rule},  # what else is told beside it trains nothing else
             "evaluation": experiment.evaluation.model_dump(mode="json", exclude=MEASURING),
             "features": experiment.features.model_dump(mode="json", exclude=ELSEWHERE) | {"source": source}
             if source else None,

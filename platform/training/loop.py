@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoin
 from dropgen.platform.training.learner import Learner
 from dropgen.platform.training.workers import Workers
 
+LAST = "last.ckpt"
 LOSS_EVERY = 20
 CONVERGED_SHARE, CONVERGED_GAIN = 0.2, 0.01
 
@@ -30,6 +31,8 @@ class Progress:
     Attributes:
         val_dice: Mean validation Dice in 0..1 where this step was validated, else None.
         data_wait: Share of the training time spent waiting for batches.
+        validated_step: The last step that was validated, whichever process did it; 0 before the first.
+        best_dice: The best validation Dice so far, likewise.
     """
 
     step: int
@@ -37,21 +40,39 @@ class Progress:
     loss: float
     val_dice: float | None
     data_wait: float
+    validated_step: int
+    best_dice: float
 
 
 @dataclass
 class History:
-    """What a trial has seen so far; part of every checkpoint."""
+    """What a trial has seen so far; part of every checkpoint.
+
+    Attributes:
+        losses: Step and loss.
+        validation: Step and Dice by the selection rule.
+        beside: The same by the rule that only watches, where one does.
+        resumed: Steps from which a later process went on.
+    """
 
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    beside: list[tuple[int, float]] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
 
     @property
     def best(self) -> tuple[int, float]:
         """Step and Dice of the best validation, the earliest among equals."""
-        return max(self.validation, key=lambda entry: (entry[1], -entry[0]), default=(0, -math.inf))
+        return best_of(self.validation)
+
+    @property
+    def best_beside(self) -> tuple[int, float] | None:
+        """The same by the rule that only watches; None where it did not see every validation."""
+        if not self.beside or [step for step, _ in self.beside] != [step for step, _ in self.validation]:
+            return None
+        return best_of(self.beside)
 
     @property
     def data_wait(self) -> float:
@@ -64,13 +85,31 @@ class History:
         return bool(early) and self.best[1] - max(early) < CONVERGED_GAIN
 
 
+def best_of(curve: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """The entry of the best Dice, the earliest among equals."""
+    return max(curve, key=lambda entry: (entry[1], -entry[0]), default=(0, -math.inf))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A rule that keeps the best network so far.
+
+    Attributes:
+        score: Mean validation Dice of the network as it stands; takes part on every rank.
+        keep: Stores the network; called on rank 0.
+    """
+
+    score: Callable[[], float]
+    keep: Callable[[], None]
+
+
 @dataclass(frozen=True)
 class Task:
     """All that one trial's loop needs.
 
     Attributes:
-        validate: Mean validation Dice of the network as it stands; takes part on every rank.
-        keep: Stores the network as the best so far; called on rank 0.
+        rule: The selection rule.
+        beside: A rule that only watches, to tell what it would have chosen; None where nobody asks.
         folder: Where `last.ckpt` lives.
     """
 
@@ -78,8 +117,8 @@ class Task:
     method: Method
     batches: Batches
     training: Training
-    validate: Callable[[], float]
-    keep: Callable[[], None]
+    rule: Judge
+    beside: Judge | None
     folder: Path
     device: str
 
@@ -115,17 +154,24 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
         dice = _validate(task, history, step, workers) if validating else None
         if saving and workers.rank == 0:
             _save(task, learner, step, history)
-        on_progress(Progress(step, training.steps, history.losses[-1][1], dice, history.data_wait))
+        on_progress(_progress(history, step, training.steps, dice))
         paused += time.perf_counter() - pause_began
     return history
 
 
+def _progress(history: History, step: int, steps: int, dice: float | None) -> Progress:
+    validated = history.validation[-1][0] if history.validation else 0
+    best = max((dice for _, dice in history.validation if math.isfinite(dice)), default=0.0)
+    return Progress(step, steps, history.losses[-1][1], dice, history.data_wait, validated, best)
+
+
 def _validate(task: Task, history: History, step: int, workers: Workers) -> float:
-    dice = task.validate()
-    history.validation.append((step, dice))
-    if workers.rank == 0 and history.best[0] == step:
-        task.keep()
-    return dice
+    for judge, curve in ((task.rule, history.validation), (task.beside, history.beside)):
+        if judge is not None:
+            curve.append((step, judge.score()))
+            if workers.rank == 0 and best_of(curve)[0] == step:
+                judge.keep()
+    return history.validation[-1][1]
 
 
 def _record(task: Task, history: History, pending: list[tuple[int, Tensor]], workers: Workers) -> None:
@@ -147,7 +193,7 @@ def _record(task: Task, history: History, pending: list[tuple[int, Tensor]], wor
 
 def _save(task: Task, learner: Learner, step: int, history: History) -> None:
     save_checkpoint(
-        task.folder / "last.ckpt",
+        task.folder / LAST,
         {
             "step": step,
             "network": learner.network.state_dict(),
@@ -155,6 +201,8 @@ def _save(task: Task, learner: Learner, step: int, history: History) -> None:
             "scheduler": learner.scheduler.state_dict(),
             "losses": history.losses,
             "validation": history.validation,
+            "beside": history.beside,
+            "resumed": history.resumed,
             "train_seconds": history.train_seconds,
             "wait_seconds": history.wait_seconds,
         },
@@ -162,7 +210,7 @@ def _save(task: Task, learner: Learner, step: int, history: History) -> None:
 
 
 def _restore(task: Task, learner: Learner) -> tuple[int, History]:
-    state = load_checkpoint(task.folder / "last.ckpt")
+    state = load_checkpoint(task.folder / LAST)
     if state is None:
         return 0, History()
     learner.network.load_state_dict(state["network"])
@@ -171,6 +219,8 @@ def _restore(task: Task, learner: Learner) -> tuple[int, History]:
     history = History(
         [tuple(entry) for entry in state["losses"]],
         [tuple(entry) for entry in state["validation"]],
+        [tuple(entry) for entry in state["beside"]],
+        [*state["resumed"], int(state["step"])],
         state["train_seconds"],
         state["wait_seconds"],
     )

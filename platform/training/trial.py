@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.networks import build_network
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.batches import Batches
-from dropgen.platform.training.bench import Workbench
+from dropgen.platform.training.bench import BESIDE, BUNDLE, Workbench
 from dropgen.platform.training.dial import Dialled, dial
-from dropgen.platform.training.loop import History, Progress, Task, fit
+from dropgen.platform.training.loop import History, Judge, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.workers import Workers
 
@@ -80,13 +80,16 @@ def run_trial(
     network = build_network(experiment.network, method, channels, len(bench.study.classes))
     method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
+    rule, beside = validation_cases(bench.study, experiment.selection.rule), bench.beside
     task = Task(
         network=network,
         method=method,
         batches=make_batches(bench, trial, method, channels, workers, device),
         training=training,
-        validate=lambda: _validate(bench, segmenter, method, workers),
-        keep=lambda: segmenter.save(folder / "bundle"),
+        rule=Judge(lambda: _validate(bench, segmenter, rule, workers), lambda: segmenter.save(folder / BUNDLE)),
+        beside=Judge(lambda: _validate(bench, segmenter, beside, workers), lambda: segmenter.save(folder / BESIDE))
+        if beside
+        else None,
         folder=folder,
         device=device,
     )
@@ -96,14 +99,14 @@ def run_trial(
         if workers.rank == 0:
             write_json(folder / DIVERGED, {"label": trial.label, "step": error.step, "why": str(error)})
         raise
-    dialled = dial(
-        trial.method,
-        lambda: Segmenter.load(folder / "bundle", device),
-        lambda candidate: _validate(bench, candidate, candidate.method, workers),
-    )
-    if dialled is not None and workers.rank == 0:
-        dialled.segmenter.save(folder / "bundle")
+    dialled = _dialled(bench, trial, folder / BUNDLE, rule, workers, device)
+    source_rule = None
+    if history.best_beside is not None:
+        step, dice = history.best_beside
+        other = _dialled(bench, trial, folder / BESIDE, beside, workers, device)
+        source_rule = {"step": step, "val_dice": dice if other is None else other.val_dice}
     result = _result(bench, trial, method, history, dialled, time.perf_counter() - began)
+    result["source_rule"] = source_rule
     if workers.rank == 0:
         write_json(folder / "result.json", result)
     return result
@@ -191,15 +194,28 @@ def make_batches(
     )
 
 
-def _validate(bench: Workbench, segmenter: Segmenter, method: Method, workers: Workers) -> float:
-    """Mean Dice over the validation cases that the selection rule names, shared among the ranks."""
-    cases = validation_cases(bench.study, bench.experiment.selection.rule)
-    mine = [(case, _score(bench, segmenter, method, case)) for case in cases[workers.rank :: workers.size]]
+def _dialled(
+    bench: Workbench, trial: Trial, bundle: Path, cases: Sequence[Case], workers: Workers, device: str
+) -> Dialled | None:
+    """What the method leaves open until after training, chosen on these cases and put into the bundle."""
+    dialled = dial(
+        trial.method,
+        lambda: Segmenter.load(bundle, device),
+        lambda candidate: _validate(bench, candidate, cases, workers),
+    )
+    if dialled is not None and workers.rank == 0:
+        dialled.segmenter.save(bundle)
+    return dialled
+
+
+def _validate(bench: Workbench, segmenter: Segmenter, cases: Sequence[Case], workers: Workers) -> float:
+    """Mean Dice over validation cases, shared among the ranks."""
+    mine = [(case, _score(bench, segmenter, case)) for case in cases[workers.rank :: workers.size]]
     return mean_dice([scored for share in workers.gather(mine) for scored in share])
 
 
-def _score(bench: Workbench, segmenter: Segmenter, method: Method, case: Case) -> np.ndarray:
-    prepared, features, label = bench.stored(case, method)
+def _score(bench: Workbench, segmenter: Segmenter, case: Case) -> np.ndarray:
+    prepared, features, label = bench.stored(case, segmenter.method)
     return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
 
 
@@ -231,7 +247,8 @@ def _result(
             "loss": [[*entry] for entry in history.losses],
             "validation": [[*entry] for entry in history.validation],
         },
-        "bundle": str(folder / "bundle"),
+        "resumed": history.resumed,
+        "bundle": str(folder / BUNDLE),
         "folder": str(folder),
         "commit": git_commit(),
     }

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dropgen.config import Component, Experiment, load_experiment, resolve, to_json, validate, with_seeds
+from dropgen.config import RULES, Component, Experiment, load_experiment, resolve, to_json, validate, with_seeds
 from dropgen.errors import ConfigError
+
+RULE = {"rule": "target_validation"}
 
 scalars = st.booleans() | st.integers(-9, 9) | st.floats(0, 1) | st.text("abc", max_size=3)
 options = st.dictionaries(st.sampled_from(["p", "tap", "mode"]), scalars | st.lists(scalars, max_size=3), max_size=2)
@@ -22,6 +24,7 @@ experiments = st.builds(
     methods=st.lists(components, min_size=1, max_size=3).map(tuple),
     seeds=st.lists(st.integers(0, 2**31), min_size=1, max_size=3).map(tuple),
     features=st.fixed_dictionaries({"source": st.sampled_from(["stored", "online", "auto"])}),
+    selection=st.fixed_dictionaries({"rule": st.sampled_from(list(RULES))}),
     training=st.fixed_dictionaries({"steps": st.integers(1, 10**6), "learning_rate": st.floats(1e-8, 1)}),
     search=st.fixed_dictionaries({"max_minutes": st.none() | st.floats(0.1, 1e4)}),
 )
@@ -29,7 +32,7 @@ experiments = st.builds(
 
 def write(folder: Path, **values: object) -> Path:
     path = folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump({"name": "heart", "study": "study.yaml", **values}))
+    path.write_text(yaml.safe_dump({"name": "heart", "study": "study.yaml", "selection": RULE, **values}))
     return path
 
 
@@ -91,6 +94,18 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         load_experiment(path, tmp_path)
 
 
+@pytest.mark.parametrize("selection", ["", "selection: {}\n"])
+def test_an_experiment_without_a_selection_rule_is_refused_and_told_which_there_are(
+    selection: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(f"name: heart\nstudy: study.yaml\n{selection}")
+    with pytest.raises(ConfigError, match=r"key 'selection\.rule' is missing") as caught:
+        load_experiment(path, tmp_path)
+    assert all(f"{rule} ({meaning})" in str(caught.value) for rule, meaning in RULES.items())
+    assert load_experiment(path, tmp_path, ["--selection.rule=all_validation"]).selection.rule == "all_validation"
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00"])
 def test_a_file_that_holds_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
@@ -136,7 +151,7 @@ def test_a_wrong_override_is_refused_in_a_sentence(item: str, sentence: str, tmp
 
 
 def test_a_number_of_seeds_counts_on_from_the_first_and_a_list_replaces_them() -> None:
-    experiment = validate(Experiment, {"name": "x", "study": "s.yaml", "seeds": [5, 9]}, "x")
+    experiment = validate(Experiment, {"name": "x", "study": "s.yaml", "seeds": [5, 9], "selection": RULE}, "x")
     assert with_seeds(experiment, 3).seeds == (5, 6, 7)
     assert with_seeds(experiment, [1, 4]).seeds == (1, 4)
     assert with_seeds(experiment, 3).model_copy(update={"seeds": (5, 9)}) == experiment

@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_entry_and_the_same_command_goes_on
         write_mask(tiny.label(index), np.zeros(shape), np.eye(4))
     tiny.write()
     store = FeatureStore(tmp_path / "store")
-    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\n")
+    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\nselection: {rule: target_validation}\n")
     command = [sys.executable, "-m", "dropgen", "precompute", "experiment.yaml", "--root", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(REPOSITORY)

@@ -47,7 +47,8 @@ def cluster() -> Iterator[None]:
 
 
 def experiment(study: Path, **features: Any) -> Experiment:
-    return validate(Experiment, {"name": "tiny", "study": str(study), "features": features}, "tiny")
+    values = {"name": "tiny", "study": str(study), "features": features, "selection": {"rule": "target_validation"}}
+    return validate(Experiment, values, "tiny")
 
 
 def everywhere(count: int) -> dict[str, int]:
@@ -187,7 +188,7 @@ def test_a_killed_driver_goes_on_where_it_was(tiny: StudyFolder, tmp_path: Path)
         write_volume(tiny.image(index), np.random.default_rng(index).random((56, 56, 56), np.float32), np.eye(4))
         write_mask(tiny.label(index), np.zeros((56, 56, 56)), np.eye(4))
     study, store = load_study(tiny.write(), tmp_path), FeatureStore(tmp_path / "store")
-    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\n")
+    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\nselection: {rule: target_validation}\n")
     call = [sys.executable, str(REPOSITORY / "features" / "precompute.py"), "experiment.yaml", "--root", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 

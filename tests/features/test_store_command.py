@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def study(tiny: StudyFolder, tmp_path: Path) -> Study:
-    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\n")
+    (tmp_path / "experiment.yaml").write_text("name: tiny\nstudy: study.yaml\nselection: {rule: target_validation}\n")
     return load_study(tiny.write(), tmp_path)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from conftest import StudyFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+EXPERIMENT = "name: tiny\nstudy: study.yaml\nselection: {rule: target_validation}\n"
 
 
 def refused(capsys: pytest.CaptureFixture[str], root: Path, url: str) -> str:
@@ -104,7 +105,7 @@ def test_a_study_goes_into_a_bucket_as_into_a_folder_though_the_first_run_is_kil
         write_volume(tiny.image(index), np.random.default_rng(index).random((40, 40, 40), np.float32), np.eye(4))
         write_mask(tiny.label(index), np.zeros((40, 40, 40)), np.eye(4))
     study = load_study(tiny.write(), tmp_path)
-    (tmp_path / "experiment.yaml").write_text(f"name: tiny\nstudy: study.yaml\nfeatures: {{store: {bucket.url}}}\n")
+    (tmp_path / "experiment.yaml").write_text(f"{EXPERIMENT}features: {{store: {bucket.url}}}\n")
     call = [sys.executable, "-m", "dropgen", "precompute", "experiment.yaml", "--workers", "1", "--json"]
     environment = {
         **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
@@ -150,7 +151,7 @@ def test_the_verbs_that_look_after_a_store_do_so_in_a_bucket(
     tiny: StudyFolder, bucket: S3Bucket, tmp_path: Path
 ) -> None:
     study, remote = load_study(tiny.write(), tmp_path), store_at(bucket, tmp_path)
-    (tmp_path / "experiment.yaml").write_text(f"name: tiny\nstudy: study.yaml\nfeatures: {{store: {bucket.url}}}\n")
+    (tmp_path / "experiment.yaml").write_text(f"{EXPERIMENT}features: {{store: {bucket.url}}}\n")
 
     def look(action: str, experiment: bool = False, yes: bool = False) -> dict[str, Any]:
         overrides = () if experiment else (f"--features.store={bucket.url}",)

@@ -48,7 +48,9 @@ def experiment(tiny: StudyFolder) -> Experiment:
         write_volume(tiny.path / row["image"], generator.random((24, 24, 24), np.float32), np.eye(4))
         write_mask(tiny.path / row["label"], np.zeros((24, 24, 24)), np.eye(4))
         tiny.rows.append({**tiny.rows[0], **row})
-    return validate(Experiment, {"name": "tiny", "study": str(tiny.write())}, "tiny")
+    return validate(
+        Experiment, {"name": "tiny", "study": str(tiny.write()), "selection": {"rule": "target_validation"}}, "tiny"
+    )
 
 
 @pytest.mark.nightly

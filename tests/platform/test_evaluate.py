@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from dropgen.config import to_json
-from dropgen.errors import CheckpointError
+from dropgen.errors import CheckpointError, ResourceError
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform.evaluate import command, evaluate_trial, held_out_cases
 from dropgen.platform.evaluation.metrics import dice
+from dropgen.platform.evaluation.touches import LOG, Touch, read_touches, touches_said
 from dropgen.platform.segmenter import Segmenter
 
 
@@ -102,15 +103,18 @@ def test_a_finished_evaluation_is_read_and_another_bundle_or_label_is_evaluated_
     trial = evaluated.trials[0]
     folder = bench.folder(trial)
     shutil.copytree(evaluated.bench.folder(trial), folder)
-    path = folder / "evaluation" / "summary.json"
+    path, log = folder / "evaluation" / "summary.json", folder.parents[1]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"source_dice": 0.123}))
     calls: list[tuple[int, int]] = []
     assert evaluate_trial(bench, trial, lambda *now: calls.append(now))["source_dice"] == 0.123
     assert not calls
+    assert read_touches(log) == []
     corrected = bench.study.split("test")[0].id
     keys = {**bench.index.keys, corrected: replace(bench.index.keys[corrected], label="0" * 16)}
     anew = replace(bench, index=replace(bench.index, keys=keys))
     assert evaluate_trial(anew, trial)["source_dice"] != 0.123
+    (touch,) = read_touches(log)
+    assert (touch.trial, touch.method, touch.seed, touch.adapt) == (bench.key(trial), "erm", 1, None)
 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"source_dice": 0.123}))
     assert evaluate_trial(anew, trial)["source_dice"] == 0.123
@@ -121,6 +125,8 @@ def test_a_finished_evaluation_is_read_and_another_bundle_or_label_is_evaluated_
     assert evaluate_trial(anew, trial, lambda *now: calls.append(now))["source_dice"] != 0.123
     total = len(bench.study.split("test"))
     assert calls == [(done, total) for done in range(1, total + 1)]
+    assert len(read_touches(log)) == 2
+    assert read_touches(log)[0] == touch
 
 
 def test_another_tolerance_measures_the_masks_anew_and_trains_nothing(evaluated: Any, tmp_path: Path) -> None:
@@ -199,3 +205,50 @@ def test_the_verb_prints_a_table_and_one_document(
         assert math.isfinite(spread["mean"])
     manifest = json.loads((evaluated.bench.root / "tiny" / "evaluate.manifest.json").read_text())
     assert manifest["exit"] == "finished"
+
+
+def test_an_evaluation_that_dies_has_touched_the_test_cases_too(
+    evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, trial = replace(evaluated.bench, root=tmp_path), evaluated.trials[0]
+    shutil.copytree(evaluated.bench.folder(trial) / "bundle", bench.folder(trial) / "bundle")
+    shutil.copy(evaluated.bench.folder(trial) / "result.json", bench.folder(trial))
+    monkeypatch.setattr(Segmenter, "predict", lambda *_: pytest.fail("dies"))
+    with pytest.raises(pytest.fail.Exception):
+        evaluate_trial(bench, trial)
+    assert len(read_touches(tmp_path / "tiny")) == 1
+
+
+def test_a_log_that_cannot_be_written_stops_the_test_before_a_prediction(
+    evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, trial = replace(evaluated.bench, root=tmp_path), evaluated.trials[0]
+    shutil.copytree(evaluated.bench.folder(trial), bench.folder(trial), ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "tiny" / LOG).mkdir()
+    monkeypatch.setattr(Segmenter, "predict", lambda *_: pytest.fail("predicted unseen"))
+    with pytest.raises(ResourceError, match="no test case is predicted without a line there"):
+        evaluate_trial(bench, trial)
+
+
+def touch(trial: str, adapt: str | None = None) -> Touch:
+    return Touch("2026-01-01T00:00:00+00:00", "run", trial, "erm", 1, adapt, "chosen", "0" * 16)
+
+
+def test_what_is_said_of_touches_counts_models_and_names_rows_from_before_the_log(tmp_path: Path) -> None:
+    rows = [
+        {"trial": "a", "evaluation": "/t/a/evaluation"},
+        {"trial": "a", "evaluation": "/t/a/evaluation-tent steps=5"},
+        {"trial": "b", "evaluation": "/t/b/evaluation"},
+    ]
+    for one in (touch("a"), touch("a", "tent steps=5"), touch("a", "tent steps=5")):
+        one.log(tmp_path)
+    with (tmp_path / LOG).open("a") as file:
+        file.write("half a li")
+    said = touches_said(read_touches(tmp_path), rows)
+    assert said == (
+        "The test cases were predicted 3 times, at most 2 times by one of 2 models (test-touches.jsonl). "
+        "1 of the tested rows are from before every look at the test cases was logged."
+    )
+    touch("b").log(tmp_path)
+    assert [one.trial for one in read_touches(tmp_path)] == ["a", "a", "a", "b"]
+    assert touches_said([], []) == ""

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dropgen.config import Component, Experiment, Trial
+from dropgen.config import Component, Experiment, Selection, Trial
 from dropgen.errors import (
     CheckpointError,
     ConfigError,
@@ -44,6 +44,7 @@ from tests_support.checkpoints import digest_of
 from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+RULE = Selection(rule="target_validation")
 DROPGEN = Trial(method=Component.of("dropgen", p=0.5), seed=1)
 
 
@@ -112,12 +113,12 @@ def test_a_list_of_values_is_a_grid_over_seeds(tmp_path: Path) -> None:
 def test_a_list_of_no_value_is_refused_instead_of_dropping_its_method(values: object) -> None:
     methods = (Component.of("erm"), Component.of("dropgen", p=values))
     with pytest.raises(ConfigError, match=r"method dropgen: p = (\[\]|\(\)) lists no value; name at least one"):
-        trials_of(Experiment(name="x", study=Path("study.yaml"), methods=methods))
+        trials_of(Experiment(name="x", study=Path("study.yaml"), selection=RULE, methods=methods))
 
 
 def test_what_is_listed_twice_is_one_trial() -> None:
     methods = (Component.of("erm"), Component.of("dropgen", p=[0.5, 0.5]), Component.of("dropgen", p=0.5))
-    experiment = Experiment(name="x", study=Path("study.yaml"), methods=methods, seeds=(1, 1))
+    experiment = Experiment(name="x", study=Path("study.yaml"), selection=RULE, methods=methods, seeds=(1, 1))
     assert [trial.label for trial in trials_of(experiment)] == ["erm seed=1", "dropgen p=0.5 seed=1"]
 
 

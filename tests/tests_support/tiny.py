@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "seeds": [1],
     "features": {"dtype": "float32"},
     "network": {"base": 2, "downs": 2},
+    "selection": {"rule": "target_validation"},
     "training": {"steps": 6, "batch": 2, "learning_rate": 1e-2, "validate_every": 3, "checkpoint_every": 1},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StudyError
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import Manifest, read_json
+from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.tracking import fetch
 from dropgen.tuning.run import Stages, run
 from tests_support.tiny import tiny_experiment
@@ -38,6 +40,15 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     assert read_json(root / "tiny" / "summary.json") == summary
     assert list(summary["seconds"]) == STAGES
     rows = summary["table"]
+    once = f"The test cases were predicted {len(rows)} times, once by each of {len(rows)} models (test-touches.jsonl)."
+    assert summary["touches"] == {"count": len(rows), "said": once}
+    assert {(touch.trial, touch.verb) for touch in read_touches(root / "tiny")} == {
+        (row["trial"], "run") for row in rows
+    }
+    for page in ("results.md", "report.html"):
+        assert once in (root / "tiny" / page).read_text()
+    entries = len(list((root / "store" / "features").iterdir()))
+    assert summary["extraction"] == {"entries": entries, "extracted": 0, "trials": 4}  # the fixture filled the store
     assert sorted((row["method"], row["p"], row["seed"]) for row in rows if row["method"] == "dropgen") == [
         ("dropgen", 0, 1), ("dropgen", 0, 2), ("dropgen", 0.5, 1), ("dropgen", 0.5, 2),
     ]  # fmt: skip
@@ -63,6 +74,9 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     again = run(experiment, root)
     assert again["skipped"] == STAGES
     assert again["table"] == rows
+    assert [again[name] for name in ("touches", "budget", "extraction")] == [
+        summary[name] for name in ("touches", "budget", "extraction")
+    ]
     assert sum(again["seconds"].values()) < 0.2 * sum(summary["seconds"].values())
     assert again["computed_seconds"] == summary["computed_seconds"]
 
@@ -82,6 +96,42 @@ def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: 
     again = run(experiment, root)
     assert again["table"] == first["table"]
     assert read_json(root / "tiny" / "manifest.json")["stages"]["features"]["result"] == choice
+
+
+@pytest.mark.slow
+def test_features_are_extracted_once_whatever_the_number_of_trials(root: Path) -> None:
+    entries = sorted((root / "store" / "features").iterdir())
+    for entry in entries[:2]:
+        shutil.rmtree(entry)
+    methods = [{"name": "rep_only"}, {"name": "dropgen", "p": [0, 0.25, 0.5]}]
+    training = {"steps": 2, "validate_every": 2}
+    summary = run(tiny_experiment(root, methods=methods, training=training), root)
+    assert summary["extraction"] == {"entries": len(entries), "extracted": 2, "trials": 4}
+    assert sorted((root / "store" / "features").iterdir()) == entries
+    said = (
+        f"{len(entries)} volumes lie in one store, each extracted once (2 in this run, {len(entries) - 2} found there)"
+    )
+    assert said in (root / "tiny" / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_other_ways_to_choose_stand_beside_the_chosen_where_they_are_asked_for(root: Path) -> None:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
+    selection = {"rule": "target_validation", "columns": True}
+    summary = run(tiny_experiment(root, methods=methods, selection=selection), root)
+    jsonschema.validate(summary, schema("summary"))
+    lines = {line["method"]: line for line in summary["columns"]["lines"]}
+    assert set(lines) == {"erm", "dropgen"}
+    for line in lines.values():
+        assert line["source_rule"] is None  # every validation case of this study is of another domain
+        assert line["oracle"]["unseen"] >= max(line["chosen"]["unseen"], line["last"]["unseen"])
+    late = [row for row in summary["table"] if row["selected"] or row["method"] == "erm"]
+    extra = sum(row["best_step"] != row["steps"] for row in late)
+    assert summary["touches"]["count"] == len(summary["table"]) + extra
+    for page in ("results.md", "report.html"):
+        text = (root / "tiny" / page).read_text()
+        assert "oracle (not a result)" in text
+        assert "Without a source rule: dropgen, erm" in text
 
 
 def test_a_stage_is_skipped_only_with_the_same_key_and_its_outputs_there(tmp_path: Path) -> None:

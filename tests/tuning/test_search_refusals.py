@@ -10,8 +10,8 @@ from dropgen.errors import ConfigError, DivergenceError, ResourceError
 from dropgen.manifest import write_json
 from dropgen.platform.train import Workbench, trials_of
 from dropgen.platform.training.trial import DIVERGED
+from dropgen.tuning.scheduling import STOPPED
 from dropgen.tuning.search import exclusive, search
-from dropgen.tuning.trials import STOPPED
 from tests_support.tiny import tiny_experiment
 
 NOWHERE = "127.0.0.1:1"  # no cluster answers there

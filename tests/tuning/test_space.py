@@ -15,7 +15,14 @@ from dropgen.tuning.space import Space, plan
 
 def experiment(methods: list[dict[str, Any]], sampler: str = "grid", seeds: tuple[int, ...] = (42,)) -> Experiment:
     return Experiment.model_validate(
-        {"name": "x", "study": Path("study.yaml"), "methods": methods, "seeds": seeds, "search": {"sampler": sampler}}
+        {
+            "name": "x",
+            "study": Path("study.yaml"),
+            "methods": methods,
+            "seeds": seeds,
+            "selection": {"rule": "target_validation"},
+            "search": {"sampler": sampler},
+        }
     )
 
 

@@ -115,7 +115,8 @@ def test_the_table_shows_mean_and_standard_error_and_what_has_not_converged() ->
 
 def page_of(rows: list[dict[str, Any]], absent: Any = (), notes: Any = ()) -> str:
     told = {"experiment": "demo", "headline": "It works.", "computed_seconds": {"search": 10.0}}
-    return markdown({**told, "table": rows, "absent": absent, "notes": notes})
+    touches = {"count": 0, "said": "Nobody looked."}
+    return markdown({**told, "table": rows, "absent": absent, "notes": notes, "touches": touches})
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -181,7 +182,7 @@ def test_of_every_method_the_best_on_validation_is_tested_and_what_a_test_time_m
         result("dropgen", 0, 1, 0.1), result("dropgen", 0.25, 1, 0.2), result("dropgen", 0.5, 1, 0.3),
     ]  # fmt: skip
     assert [group.method.label for group in choose_each(results)] == ["erm", "mixup p=0.5", "dropgen p=0.5"]
-    values = {"name": "x", "study": "s.yaml", "adaptations": [{"name": "tent"}], "search": {"test": "chosen"}}
-    chosen = validate(Experiment, values, "x")
+    plain = {"name": "x", "study": "s.yaml", "selection": {"rule": "target_validation"}}
+    chosen = validate(Experiment, plain | {"adaptations": [{"name": "tent"}], "search": {"test": "chosen"}}, "x")
     assert keys_to_test(chosen, results) == {"erm-None-1", "mixup-0.5-1", "dropgen-0-1", "dropgen-0.5-1"}
-    assert len(keys_to_test(validate(Experiment, {"name": "x", "study": "s.yaml"}, "x"), results)) == 6
+    assert len(keys_to_test(validate(Experiment, plain, "x"), results)) == 6

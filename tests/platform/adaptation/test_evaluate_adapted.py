@@ -22,6 +22,7 @@ from dropgen.platform.adaptation import build
 from dropgen.platform.adaptation.adapted import AdaptedSegmenter
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.evaluation.adapted import choose_adapted
+from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.train import Workbench, train_trial, trials_of
 from tests_support.tiny import tiny_bench
@@ -74,9 +75,12 @@ def test_the_masks_are_those_of_the_method_that_the_summary_names(bench: Workben
 def test_a_finished_evaluation_is_read_and_the_plain_one_is_left_alone(bench: Workbench) -> None:
     plain = evaluate_trial(bench, erm(bench))
     first = evaluate_trial(bench, erm(bench), adapt=TENT)
+    touches = read_touches(bench.root / "tiny")
+    assert (bench.key(erm(bench)), TENT.label, "chosen") in {touch.model for touch in touches}
     told: list[tuple[int, int]] = []
     assert evaluate_trial(bench, erm(bench), lambda *now: told.append(now), TENT) == first
     assert not told
+    assert read_touches(bench.root / "tiny") == touches
     assert read_json(bench.folder(erm(bench)) / "evaluation" / "summary.json") == plain
     assert "adaptation" not in plain
 

@@ -17,6 +17,7 @@ from dropgen.features.studies.study import validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform import external
 from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.external import nnunet
 from dropgen.platform.external.commands import NnUNet, Site, prediction_step, preparation_steps, training_step
 from dropgen.platform.train import Workbench
@@ -82,6 +83,9 @@ def test_only_the_validation_cases_of_the_selection_rule_choose_the_checkpoint(
 
 def test_the_masks_are_scored_by_our_metrics_on_native_grids(here: Workbench, standin: StandIn) -> None:
     result = nnunet.run(here, TRIAL)
+    assert nnunet.run(here, TRIAL) == result
+    (touch,) = read_touches(here.root / here.experiment.name)
+    assert (touch.method, touch.trial) == (TRIAL.method.label, result["key"])
     classes = len(here.study.classes)
     summary = result["evaluation"]
     folder = Path(result["folder"])
@@ -213,7 +217,8 @@ def test_without_the_extra_it_says_what_to_install(here: Workbench, monkeypatch:
 
 
 def experiment(*methods: dict[str, Any]) -> Experiment:
-    return validate(Experiment, {"name": "x", "study": "study.yaml", "methods": methods, "seeds": [1, 2]}, "x")
+    values = {"name": "x", "study": "study.yaml", "methods": methods, "seeds": [1, 2]}
+    return validate(Experiment, values | {"selection": {"rule": "target_validation"}}, "x")
 
 
 def test_an_experiment_is_parted_into_our_methods_and_the_trials_of_others() -> None:
