@@ -29,6 +29,7 @@ from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
+from dropgen.serving.page import add_page
 from dropgen.serving.places import BusyError, Queue
 from dropgen.serving.reference import reference_page
 from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
@@ -114,6 +115,8 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     async def documentation() -> HTMLResponse:
         return HTMLResponse(reference_page(api.openapi()), headers={"Content-Security-Policy": NO_LOADS})
 
+    add_page(api)
+
     @api.get("/metrics", response_class=Response, responses=_answers(401, 403))
     async def prometheus() -> Response:
         """Metrics for Prometheus, over all replicas."""
@@ -126,11 +129,12 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """Every registered model with its versions and aliases."""
         return {"models": await run_in_threadpool(registered_models, root), "memory": models.state()}
 
-    @api.get("/v1/models/{name}", responses=_answers(400, 401, 403, 404, 422))
+    @api.get("/v1/models/{name:path}", responses=_answers(400, 401, 403, 404, 422))
     async def show_model(name: str) -> dict[str, Any]:
-        """The model card of the champion, or of `name@alias`."""
+        """The model card of the champion, of `name@alias` or of `name/version`, and the modalities it asks for."""
         served = await run_in_threadpool(models.find, name)
-        return {**asdict(served.model), "version": served.registered.version, "card": served.registered.card}
+        told = {"version": served.registered.version, "modalities": served.modalities, "card": served.registered.card}
+        return {**asdict(served.model), **told}
 
     @api.post(
         "/v1/segment",

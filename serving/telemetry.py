@@ -13,16 +13,18 @@ import psutil
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dropgen.serving.journal import Journal
+from dropgen.serving.page import FILES
 from dropgen.serving.tokens import ForbiddenError, Tokens, UnauthorisedError, require_here
 
 REQUEST_HEADER = "X-Request-Id"
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where the replicas of a service keep their metrics, so that any tells all
-OPEN = {"/healthz", "/docs"}  # asked by load balancers, which have no token; read by people, in a browser without one
+# Asked by load balancers, which have no token; read by people, in a browser without one.
+OPEN = re.compile(rf"/|/healthz|/docs|{FILES}/.*")
 BUCKETS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900)
 
 
@@ -112,7 +114,7 @@ class Watch:
         try:
             if not self._tokens:
                 require_here(headers.get(b"host", ""), headers.get(b"origin"))
-            if scope["path"] not in OPEN:
+            if not OPEN.fullmatch(scope["path"]):
                 state["who"] = self._tokens.who(headers.get(b"authorization"))
             await self._app(scope, receive, answer)
         except UnauthorisedError as error:
@@ -133,5 +135,7 @@ class Watch:
     def _template(self, scope: Scope) -> str:
         for route in self._routes():
             if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                return route.path_format
+            if isinstance(route, Mount) and route.matches(scope)[0] is not Match.NONE:
                 return route.path
         return "other"
