@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import struct
 import zipfile
@@ -25,7 +24,7 @@ from dropgen.serving.models import Models
 from dropgen.serving.series import unzip
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, receive
-from tests_support.dicom import make_slices, packed
+from tests_support.dicom import make_slices, members, packed, zipped
 from tests_support.service import call
 
 ZIP = {"Content-Type": "application/zip"}
@@ -35,19 +34,6 @@ def scan() -> Volume:
     noise = np.random.default_rng(3).normal(size=(23, 17, 19)).cumsum(axis=0)
     affine = np.array([[0.0, -0.9, 0, 12], [1.3, 0, 0, -31.5], [0, 0, -1.7, 7], [0, 0, 0, 1]])
     return Volume(np.rint(100 * noise).astype(np.float32), affine)
-
-
-def zipped(volume: Volume, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    return members({f"Meier^Anna/{index}.dcm": packed(one).getvalue() for index, one in
-                    enumerate(make_slices(volume))}, method)  # fmt: skip
-
-
-def members(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")

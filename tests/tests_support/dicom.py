@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 
 import numpy as np
 from pydicom import Dataset, dcmwrite
@@ -44,3 +45,18 @@ def packed(one: Dataset) -> io.BytesIO:
     dcmwrite(stream, one, enforce_file_format=True)
     stream.seek(0)
     return stream
+
+
+def zipped(volume: Volume, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A series as a zip."""
+    return members({f"Meier^Anna/{index}.dcm": packed(one).getvalue() for index, one in
+                    enumerate(make_slices(volume))}, method)  # fmt: skip
+
+
+def members(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip of files by name."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
