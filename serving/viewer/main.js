@@ -69,6 +69,7 @@ async function take(file) {
     try {
       await stage.showImage(file, volume.kind);
     } catch {
+      if (volume.file !== file) return; // another was taken meanwhile
       stage.clear();
       find("empty").textContent = "This browser cannot draw the file. It can be sent all the same: the service says what is wrong with it.";
     }
