@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from dropgen.config import Component
 from dropgen.features.studies.volume import Volume, volume_from_bytes, write_volume
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.segmenter import Segmenter
@@ -22,6 +23,7 @@ from dropgen.platform.tracking import register
 from dropgen.serving.upload import Caps
 from tests_support.dicom import zipped
 from tests_support.live import SECONDS, chromium, live, pixels_of, until
+from tests_support.segmenters import make_segmenter
 
 TOKEN = "a-token-for-the-tests"
 LEFT, RIGHT = (230, 159, 0), (86, 180, 233)  # colours of label values 1 and 2
@@ -45,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def root(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`odd`, whose masks are flagged, also as the first version of `blobs`; `scaled`, which asks for a modality."""
+    """`blobs` in two versions; `odd`, whose masks are flagged; `scaled`, which asks for a modality."""
     root = tmp_path_factory.mktemp("page")
     usual = record_classes([segmenter.predict(straight())] * 2, 0.002, segmenter.spec.classes)
     far = usual["right"].model_copy(update={"log_ml": 9.0, "log_sd": 0.01, "present": 9})
@@ -57,8 +59,11 @@ def root(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path
     for name, change in changes.items():
         spec = segmenter.spec.model_copy(update=change)
         Segmenter(spec, segmenter.network, segmenter.method, segmenter._extractor).save(root / name / "bundle")
-    for name, bundle in (("odd", "odd"), ("scaled", "scaled"), ("blobs", "odd"), ("blobs", "blobs")):
-        register(root, root / bundle / "bundle", name)
+    older = make_segmenter(Component.of("erm"), seed=1, classes=segmenter.spec.classes)
+    older.save(root / "older" / "bundle")
+    register(root, root / "older" / "bundle", "blobs")
+    for name in changes:
+        register(root, root / name / "bundle", name)
     write_volume(root / CASE, straight().array, straight().affine)
     return root
 
