@@ -218,15 +218,28 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "segment": Verb(
-        "segment every NIfTI file of a folder, in process or through a running server",
+        "segment NIfTI files and DICOM series, in process or through a running server",
         "dropgen.serving.batch:command",
         (
             "segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000",
-            "segment scans/ masks/ --uncertainty",
+            "segment scans/ masks/ --uncertainty", "segment list.csv masks/", "segment export/ masks/ --dicom-seg",
         ),
         (
-            option("input", type=Path, help="folder of .nii or .nii.gz files"),
+            option(
+                "input",
+                type=Path,
+                help="folder of NIfTI files, or of DICOM series at any depth; or a CSV with the column image and, as "
+                "wanted, id and modality",
+            ),
             option("output", type=Path, help="folder for masks and outcomes.csv"),
+            option(
+                "--dicom-seg",
+                nargs="?",
+                const="labelmap",
+                choices=("labelmap", "binary"),
+                help="also write a DICOM-SEG of every DICOM series: a label map, or binary for readers that know none",
+            ),
+            option("--derived", action="store_true", help="also segment DICOM series that are derived from others"),
             option("--name", default="demo", help="registered model name (default demo)"),
             option("--alias", default="champion", help="alias to use (default champion)"),
             option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),

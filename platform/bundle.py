@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dropgen.config import Component, Frozen, Network, to_json
 from dropgen.errors import CheckpointError, ResourceError
+from dropgen.features.studies.codes import Code
 from dropgen.features.studies.prepare import Preparation
 from dropgen.platform.evaluation.quality import ClassRecord
 
@@ -44,6 +45,7 @@ class SegmenterSpec(Frozen):
         feature_scope: "volume": features are extracted once from the whole volume; "window": in each window.
         overlap: Fraction of a window that the next one repeats.
         training: What the training labels say of each class; bundles from before this was recorded have none.
+        codes: What classes are in a terminology, as the study says.
     """
 
     name: str
@@ -59,6 +61,7 @@ class SegmenterSpec(Frozen):
     feature_scope: Literal["volume", "window"] = "volume"
     overlap: float = 0.5
     training: dict[str, ClassRecord] = Field(default_factory=dict)
+    codes: dict[str, Code] = Field(default_factory=dict)
 
     @property
     def preparation(self) -> Preparation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dropgen.config import Component, to_json
@@ -34,4 +35,5 @@ def adapt(
         stable, stable_digest = Segmenter.load(folder, segmenter.device), Model.of(folder, str(folder)).digest
     adapted = AdaptedSegmenter(adaptation, segmenter, stable)
     key = digest([model.digest, to_json(component), stable_digest])
-    return Model(f"{model.uri} + {component.label}", key, model.classes), adapted
+    uri, name = (f"{which} + {component.label}" for which in (model.uri, model.name))
+    return replace(model, uri=uri, digest=key, name=name), adapted

@@ -27,7 +27,7 @@ from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.tracking import registered_models
 from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
-from dropgen.serving.journal import Journal
+from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.places import BusyError, Queue
 from dropgen.serving.reference import reference_page
@@ -95,7 +95,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     spool = service / "spool"
     spool.mkdir(parents=True, exist_ok=True)
     metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
-    engine = Engine(models, Journal(service / "audit.jsonl", durable=True), limits.max_memory)
+    engine = Engine(models, Journal(service / AUDIT_FILE, durable=True), limits.max_memory)
     queue = Queue(limits.queue)
     # FastAPI's own documentation pages load scripts from a CDN.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)

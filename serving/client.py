@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ CONNECT_SECONDS = 10
 ANSWER_SECONDS = 3600  # one large volume on a CPU takes minutes, and others may wait before it
 TRIES = 20  # of a busy service, or of one whose replica died: the same volume gives the same mask
 RETRY_SECONDS = 30  # between them, at most
+VOLUME_TYPE, ZIP_TYPE = "application/octet-stream", "application/zip"
 UNREADY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 
 
@@ -43,7 +47,7 @@ class Client:
         answer = self._send("GET", "/healthz")
         try:
             model = answer.json()["model"]
-            return Model(model["uri"], model["digest"], tuple(model["classes"]))
+            return Model(**{**model, "classes": tuple(model["classes"])})
         except (ValueError, KeyError, TypeError):
             raise ServiceError(
                 f"{self.url} answers {answer.status_code} but is no ready segmentation service; start `dropgen serve`"
@@ -59,22 +63,38 @@ class Client:
             VolumeError: The service refused this file.
             ServiceError: The service cannot be reached, stays busy or does not know the token.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise VolumeError(f"{path} cannot be read: {error.strerror}") from None
+        return self._mask(_bytes(path), VOLUME_TYPE, str(path), modality)
+
+    def segment_series(self, slices: Sequence[Path], modality: str | None = None) -> Volume:
+        """Has the slices of one DICOM series segmented.
+
+        Returns:
+            The mask, uint8, on the grid that `features.studies.dicom.read_series` gives them.
+
+        Raises:
+            VolumeError: As `segment`.
+            ServiceError: As `segment`.
+        """
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for index, path in enumerate(slices):
+                archive.writestr(str(index), _bytes(path))  # a file name can hold a patient's
+        return self._mask(packed.getvalue(), ZIP_TYPE, "the series", modality)
+
+    def _mask(self, content: bytes, media: str, name: str, modality: str | None) -> Volume:
         query = {} if modality is None else {"modality": modality}
-        answer = self._send("POST", "/v1/segment", params=query, content=content)
+        request: dict[str, Any] = {"params": query, "content": content, "headers": {"Content-Type": media}}
+        answer = self._send("POST", "/v1/segment", **request)
         for _ in range(TRIES):
             if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not _died(answer):
                 break
             time.sleep(min(RETRY_SECONDS, float(answer.headers.get("Retry-After", 1))))
-            answer = self._send("POST", "/v1/segment", params=query, content=content)
+            answer = self._send("POST", "/v1/segment", **request)
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS):
             raise ServiceError(f"{self.url}: {_sentence(answer)}")
         if answer.status_code != httpx.codes.OK:
-            raise VolumeError(f"{path}: {_sentence(answer)}")
-        mask = volume_from_bytes(answer.content, f"the mask of {path}")
+            raise VolumeError(f"{name}: {_sentence(answer)}")
+        mask = volume_from_bytes(answer.content, f"the mask of {name}")
         return Volume(mask.array.astype("uint8"), mask.affine)
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -86,6 +106,13 @@ class Client:
         if answer.status_code in UNREADY and not _from_service(answer):
             raise ServiceError(f"{self.url} answers {answer.status_code}, it is starting, stopping or busy; try later")
         return answer
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _died(answer: httpx.Response) -> bool:

@@ -1,4 +1,4 @@
-"""What a service writes down: an audit log of every mask, and a log of every request without a patient in it.
+"""What is written down: an audit log of every mask, and a service's log of every request without a patient in it.
 
 Both are lines of JSON. A line is one `write` to a file opened for appending, so those of several replicas do not mix.
 No file name, header text or query of a request gets here: they can hold a patient's name.
@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+AUDIT_FILE = "audit.jsonl"
 
 
 class Journal:

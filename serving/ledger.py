@@ -23,19 +23,20 @@ SAVE_SECONDS = 1.0  # writing both files after every one of thousands of cases w
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input file.
+    """What became of one input file or series.
 
     Attributes:
-        case: Name of the mask without its extension.
-        file: Name of the input file.
-        reason: One sentence, where it failed.
+        case: Name of the mask without its extension; empty for what can have none.
+        file: Name of the input file, or the folder of the DICOM series, below the input.
+        outcome: Skipped where its mask was there, left out where it is nothing to segment.
+        reason: Why it failed or was left out.
         seconds: Reading, predicting and writing.
         findings: What is told of the mask; None where there is none.
     """
 
     case: str
     file: str
-    outcome: Literal["done", "skipped", "failed"]
+    outcome: Literal["done", "skipped", "failed", "left out"]
     reason: str = ""
     seconds: float = 0.0
     findings: Findings | None = None
@@ -70,6 +71,10 @@ class Ledger:
         if entry is None or entry["key"] != key or "findings" not in entry or not (self._folder / mask).exists():
             return None
         return Findings(**entry["findings"])
+
+    def tell(self, outcome: Outcome) -> None:
+        """Puts what has no mask into the table."""
+        self._outcomes.append(outcome)
 
     def add(self, outcome: Outcome, mask: str, key: str | None) -> None:
         """Records an outcome; the mask that a failed file left behind from earlier is removed.

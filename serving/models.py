@@ -6,8 +6,8 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,29 @@ class Model:
         uri: Where it was asked for: `models:/name@alias`, or a bundle's folder.
         digest: Hash over specification and weights; equal digests mean equal masks.
         classes: Class names; the index is the label value.
+        name: As it is registered, or as its bundle says.
+        version: As it is registered, else the digest.
+        codes: What classes are in a terminology, as `features.studies.codes.Code` has it.
     """
 
     uri: str
     digest: str
     classes: tuple[str, ...]
+    name: str
+    version: str
+    codes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bundle: Path, uri: str) -> Model:
-        """Describes a bundle."""
+        """Describes a bundle that is not registered."""
         record = read_record(bundle)
-        return cls(uri, digest(record), tuple(record["spec"]["classes"]))
+        spec, key = record["spec"], digest(record)
+        return cls(uri, key, tuple(spec["classes"]), spec["name"], key, spec.get("codes", {}))
+
+    @classmethod
+    def registered(cls, found: Registered, uri: str) -> Model:
+        """Describes a registered version."""
+        return replace(cls.of(found.bundle, uri), name=found.name, version=found.version)
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,18 @@ class Served:
         Raises:
             VolumeError: The model needs one and there is none, or the two contradict each other.
         """
-        found = next((name for name in self.modalities if tag is not None and name.casefold() == tag.casefold()), None)
+        found = named_by(tag, self.modalities)
         if given is None:
             given = found
         self.require_modality(given)
         if found is not None and given != found:
             raise VolumeError(f"the request says modality '{given}' and the DICOM tag says {tag}; leave ?modality= out")
         return given
+
+
+def named_by(tag: str | None, modalities: Sequence[str]) -> str | None:
+    """Which of a model's modalities a DICOM tag names; CT and `ct` are the same."""
+    return next((name for name in modalities if tag is not None and name.casefold() == tag.casefold()), None)
 
 
 class Models:
@@ -135,7 +152,7 @@ class Models:
         intensity = read_record(registered.bundle)["spec"]["intensity"]
         served = Served(
             registered,
-            Model.of(registered.bundle, f"models:/{registered.name}{suffix}"),
+            Model.registered(registered, f"models:/{registered.name}{suffix}"),
             tuple(sorted(intensity)) if isinstance(intensity, dict) else (),
         )
         with self._lock:

@@ -15,7 +15,8 @@ from dropgen.platform.evaluation.uncertainty import Uncertainty
 
 PREVIEW = ".png"
 ENTROPY, DISAGREEMENT = ".entropy.nii.gz", ".disagreement.nii.gz"
-BESIDE = (PREVIEW, ENTROPY, DISAGREEMENT)  # what may stand beside `<case>.nii.gz`
+DICOM_SEG = ".seg.dcm"
+BESIDE = (PREVIEW, ENTROPY, DISAGREEMENT, DICOM_SEG)  # what may stand beside `<case>.nii.gz`
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Segmented:
         image: The scan.
         mask: uint8 on its grid.
         uncertainty: Where it was asked for.
+        slices: The DICOM files that the scan was read from, in the order of its third axis; none for NIfTI.
     """
 
     image: Volume
     mask: Volume
     uncertainty: Uncertainty | None = None
+    slices: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def write_beside(mask: Path, segmented: Segmented, findings: Findings, classes: 
 
 
 def remove_beside(mask: Path) -> None:
-    """Removes what `write_beside` wrote for a mask."""
+    """Removes what stands beside a mask."""
     case = mask.name.removesuffix(".nii.gz")
     for suffix in BESIDE:
         mask.with_name(f"{case}{suffix}").unlink(missing_ok=True)

@@ -23,6 +23,7 @@ UNDECLARED_BY_OTHERS = {"einops"}  # imported by MONAI's SwinUNETR, which declar
 
 # Where a library may be imported; an entry that ends in "/" is a folder.
 HOMES = {
+    "highdicom": ("serving/dicom_out.py",),
     "mlflow": ("platform/tracking.py", "platform/pyfunc_model.py"),
     "nibabel": ("features/studies/",),
     "optuna": ("tuning/",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,14 +42,17 @@ class Series:
     Attributes:
         volume: float32 [X, Y, Z]: columns, rows, slices; RAS+ affine.
         modality: CT or MR, by its DICOM tag.
+        order: Which of the files each slice came from, along the third axis.
     """
 
     volume: Volume
     modality: str
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Slice:
+    index: int
     number: str
     series: str
     kind: str
@@ -60,11 +64,11 @@ class _Slice:
     spacing: tuple[float, float]  # between rows, between columns, mm
 
 
-def read_series(streams: Sequence[BinaryIO], max_voxels: int, name: str = "the series") -> Series:
+def read_series(files: Sequence[BinaryIO | Path], max_voxels: int, name: str = "the series") -> Series:
     """Reads the slices of one series, in any order.
 
     Args:
-        streams: One file each.
+        files: One slice each.
         max_voxels: More are refused, by the headers and before a voxel is decoded.
         name: What error messages call it.
 
@@ -72,9 +76,9 @@ def read_series(streams: Sequence[BinaryIO], max_voxels: int, name: str = "the s
         VolumeError: No DICOM, not one series, or its slices make no regular grid; names the slice.
         TooLargeError: More voxels than are taken.
     """
-    if len(streams) < 2:
-        raise VolumeError(f"{name} has {len(streams)} DICOM slices; send all slices of one series")
-    slices = [_slice(stream, f"file {index} of {name}") for index, stream in enumerate(streams, 1)]
+    if len(files) < 2:
+        raise VolumeError(f"{name} has {len(files)} DICOM slices; send all slices of one series")
+    slices = [_slice(index, file, f"file {index + 1} of {name}") for index, file in enumerate(files)]
     first = slices[0]
     for one in slices:
         _require_alike(first, one, name)
@@ -95,12 +99,12 @@ def read_series(streams: Sequence[BinaryIO], max_voxels: int, name: str = "the s
     lps[:3, 2] = step
     lps[:3, 3] = slices[0].position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    return Series(Volume(array, affine), CLASSES[first.kind])
+    return Series(Volume(array, affine), CLASSES[first.kind], tuple(one.index for one in slices))
 
 
-def _slice(stream: BinaryIO, name: str) -> _Slice:
+def _slice(index: int, file: BinaryIO | Path, name: str) -> _Slice:
     try:
-        data = dcmread(stream)
+        data = dcmread(file)
         number = str(int(data.get("InstanceNumber", 0)))
         syntax, kind = data.file_meta.TransferSyntaxUID, str(data.SOPClassUID)
         if kind not in CLASSES:
@@ -128,7 +132,7 @@ def _slice(stream: BinaryIO, name: str) -> _Slice:
         or abs(row @ column) > PARALLEL
     ):
         raise VolumeError(f"{name} (slice {number}) has an impossible position, orientation or spacing")
-    return _Slice(number, series, kind, grid, data, row, column, position, (spacing[0], spacing[1]))
+    return _Slice(index, number, series, kind, grid, data, row, column, position, (spacing[0], spacing[1]))
 
 
 def _require_pixels(data: Any, name: str) -> None:

@@ -123,6 +123,7 @@ def shift_study(
         "orientation_augmentation": study.orientation_augmentation,
         "placeholder_spacing": [*study.placeholder_spacing, *(shifts if untold else ())],
         "tubular": list(study.tubular),
+        "codes": {name: code.model_dump() for name, code in study.codes.items()},
     }  # fmt: skip
     with (folder / MANIFEST).open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

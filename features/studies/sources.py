@@ -44,18 +44,27 @@ def read_rows(source: Path) -> list[Row]:
     return _overridden(_folder_cases(source), table, manifest)
 
 
+def read_images(manifest: Path) -> list[Row]:
+    """Lists the images of a CSV for prediction, which needs neither labels nor splits.
+
+    Raises:
+        StudyError: The manifest is unreadable, empty, or lacks the column `image`.
+    """
+    return _manifest_cases(manifest, _read_csv(manifest), required=("image",))
+
+
 def case_id(image: Path) -> str:
     """The id that a file name stands for: without `_0000` and `.nii` or `.nii.gz`."""
     match = IMAGE_NAME.fullmatch(image.name)
     return match["id"] if match and match["channel"] in (None, "0000") else image.name.partition(".nii")[0]
 
 
-def _manifest_cases(path: Path, table: list[Row]) -> list[Row]:
+def _manifest_cases(path: Path, table: list[Row], required: tuple[str, ...] = REQUIRED) -> list[Row]:
     if not table:
         raise StudyError(f"{path} lists no cases; add one line per image")
-    for column in REQUIRED:
+    for column in required:
         if column not in table[0]:
-            raise StudyError(f"{path} has no column '{column}'; a manifest needs {', '.join(REQUIRED)}")
+            raise StudyError(f"{path} has no column '{column}'; a manifest needs {', '.join(required)}")
     rows = [dict.fromkeys(COLUMNS, "") | row for row in table]
     for row in rows:
         for column in ("image", "label"):

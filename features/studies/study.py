@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast, get_args
 
@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dropgen.config import Frozen, load_experiment, read_yaml, resolve, validate
 from dropgen.errors import ConfigError, StudyError, closest
+from dropgen.features.studies.codes import Code
 from dropgen.features.studies.intensity import require_rule
 from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
 from dropgen.features.studies.sources import Row, read_rows
@@ -62,6 +63,7 @@ class Study:
             are different classes.
         placeholder_spacing: Domains whose files hold a spacing that nobody measured: nothing in mm is told of them.
         tubular: Classes that are vessels, or shaped like them; clDice is measured of these.
+        codes: What classes are in a terminology, by name; DICOM files say it.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Study:
     cases: tuple[Case, ...]
     placeholder_spacing: tuple[str, ...] = ()
     tubular: tuple[str, ...] = ()
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
     @property
     def preparation(self) -> Preparation:
@@ -104,6 +107,7 @@ class StudyFile(Frozen):
     )
     placeholder_spacing: tuple[str, ...] = ()
     tubular: tuple[str, ...] = ()
+    codes: dict[str, Code] = Field(default_factory=dict)
 
     @field_validator("classes")
     @classmethod
@@ -123,10 +127,11 @@ class StudyFile(Frozen):
         return intensity
 
     @model_validator(mode="after")
-    def _tubes_are_classes(self) -> Self:
-        for name in self.tubular:
-            if name not in self.classes[1:]:
-                raise ValueError(f"tubular names '{name}', which is no class{closest(name, self.classes[1:])}")
+    def _named_are_classes(self) -> Self:
+        for key, names in {"tubular": self.tubular, "codes": self.codes}.items():
+            for name in names:
+                if name not in self.classes[1:]:
+                    raise ValueError(f"{key} names '{name}', which is no class{closest(name, self.classes[1:])}")
         return self
 
 
@@ -165,6 +170,7 @@ def read_study(path: Path, root: Path) -> Study:
         cases=cases if file.few_shot is None else few_shot(cases, file.few_shot),
         placeholder_spacing=file.placeholder_spacing,
         tubular=file.tubular,
+        codes=file.codes,
     )
 
 

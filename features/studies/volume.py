@@ -41,6 +41,18 @@ class Volume:
     affine: np.ndarray
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a file's content says that it is NIfTI, gzipped or not; False for one that cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(2)
+            stream.seek(0)
+            plain: Any = gzip.GzipFile(fileobj=stream) if magic == GZIP_MAGIC else stream
+            return _nifti_kind(plain) is not None
+    except DECODE_ERRORS:
+        return False
+
+
 def read_volume(path: Path) -> Volume:
     """Reads an image as float32.
 

@@ -145,6 +145,7 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         feature_scope="window" if bench.source(method) == "online" else "volume",
         overlap=experiment.evaluation.overlap,
         training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes),
+        codes=dict(study.codes),
     )
 
 

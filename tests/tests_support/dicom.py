@@ -7,15 +7,16 @@ import io
 import numpy as np
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from dropgen.features.studies.volume import Volume
 
 SERIES, STUDY = UID("1.2.826.0.1.3680043.8.498.1"), UID("1.2.826.0.1.3680043.8.498.2")
+FRAME = UID("1.2.826.0.1.3680043.8.498.3")
 
 
-def make_slices(volume: Volume) -> list[Dataset]:
-    """One CT image for each index along the third axis; values must be whole numbers of 16 bits."""
+def make_slices(volume: Volume, series: UID = SERIES, modality: str = "CT") -> list[Dataset]:
+    """One CT or MR image for each index along the third axis; values must be whole numbers of 16 bits."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     lengths = np.linalg.norm(lps[:3, :3], axis=0)
     slices = []
@@ -23,9 +24,11 @@ def make_slices(volume: Volume) -> list[Dataset]:
         one = Dataset()
         one.file_meta = FileMetaDataset()
         one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, UID(f"{SERIES}.{index + 1}")
-        one.SeriesInstanceUID, one.StudyInstanceUID = SERIES, STUDY
-        one.Modality, one.InstanceNumber, one.PatientName = "CT", index + 1, "Meier^Anna"
+        one.SOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
+        one.SOPInstanceUID = UID(f"{series}.{index + 1}")
+        one.SeriesInstanceUID, one.StudyInstanceUID, one.FrameOfReferenceUID = series, STUDY, FRAME
+        one.Modality, one.InstanceNumber, one.SeriesNumber = modality, index + 1, int(series[-1])
+        one.PatientName, one.PatientID, one.AccessionNumber = "Meier^Anna", "P-17", "A-4"
         one.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         one.Rows, one.Columns = volume.array.shape[1], volume.array.shape[0]
         one.PixelSpacing = [float(lengths[1]), float(lengths[0])]
