@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from dropgen.__main__ import main
 from dropgen.errors import ConfigError, ResourceError, ServiceError
 from dropgen.features.studies.volume import Volume, read_mask, read_volume, write_volume
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.batch import Segment, find_scans, segment_folder
+from dropgen.serving.backend import Segment
+from dropgen.serving.batch import Asked
+from dropgen.serving.cases import Scan, find_cases
 from dropgen.serving.models import Model
 from dropgen.serving.quality import Segmented
+from tests_support.folders import segment_folder
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def counted(segmenter: Segmenter) -> tuple[Segment, list[str]]:
     """The real model, and the names of the files that reached it."""
     seen: list[str] = []
 
-    def segment(path: Path) -> Segmented:
-        volume = read_volume(path)
-        seen.append(path.name)
+    def segment(scan: Scan) -> Segmented:
+        volume = scan.load().volume
+        seen.append(scan.file)
         return Segmented(volume, Volume(segmenter.predict(volume), volume.affine))
 
     return segment, seen
@@ -69,7 +73,7 @@ def test_broken_file_costs_that_file_only(
     arguments = ["segment", str(scans), str(masks), "--bundle", str(bundle), "--json"]
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert "1 of 3 files failed: anna.nii.gz" in err.strip().splitlines()[-1]
+    assert "1 of 3 scans failed: anna.nii.gz" in err.strip().splitlines()[-1]
     assert json.loads(out)["failed"] == 1
     assert [row["outcome"] for row in rows(masks)] == ["failed", "done", "done"]
     assert "truncated" in rows(masks)[0]["reason"]
@@ -103,10 +107,11 @@ def test_second_run_does_only_what_is_missing_or_changed(
     assert seen == ["bert.nii", "carl_0000.nii.gz"]
 
     seen.clear()
-    segment_folder(scans, masks, Model(model.uri, "another", model.classes), segment)
+    another = replace(model, digest="another")
+    segment_folder(scans, masks, another, segment)
     assert len(seen) == 3
     seen.clear()
-    segment_folder(scans, masks, Model(model.uri, "another", model.classes), segment, modality="MR")
+    segment_folder(scans, masks, another, segment, Asked(modality="MR"))
     assert len(seen) == 3
 
 
@@ -128,10 +133,10 @@ def test_stop_in_the_middle_keeps_what_is_done(
     segment, seen = counted
     masks = tmp_path / "masks"
 
-    def stopping(path: Path) -> Segmented:
-        if path.name == "bert.nii":
+    def stopping(scan: Scan) -> Segmented:
+        if scan.file == "bert.nii":
             raise error("stop")
-        return segment(path)
+        return segment(scan)
 
     with pytest.raises(error):
         segment_folder(scans, masks, model, stopping)
@@ -146,7 +151,7 @@ def test_two_scans_for_one_mask_are_refused_by_name(tmp_path: Path, pair: tuple[
     for name in pair:
         (tmp_path / name).touch()
     with pytest.raises(ConfigError) as caught:
-        find_scans(tmp_path)
+        find_cases(tmp_path, tmp_path / "masks")
     assert all(name in str(caught.value) for name in pair)
 
 
@@ -157,9 +162,9 @@ def test_folders_that_cannot_be_meant_are_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "._a.nii.gz").touch()  # what macOS leaves on foreign disks
     with pytest.raises(ConfigError, match=r"holds no \.nii"):
-        find_scans(tmp_path / "empty")
+        find_cases(tmp_path / "empty", tmp_path / "masks")
     with pytest.raises(ConfigError, match="is not a folder"):
-        find_scans(tmp_path / "nowhere")
+        find_cases(tmp_path / "nowhere", tmp_path / "masks")
     with pytest.raises(ConfigError, match="overwrite the scans"):
         segment_folder(scans, scans, model, segment)
     (tmp_path / "file").touch()
@@ -180,8 +185,8 @@ def test_full_disk_stops_the_run_with_one_sentence(
 ) -> None:
     masks = tmp_path / "masks"
 
-    def locking(path: Path) -> Segmented:
-        mask = counted[0](path)
+    def locking(scan: Scan) -> Segmented:
+        mask = counted[0](scan)
         shutil.rmtree(masks)
         masks.touch()  # a file where the folder was: no write can succeed, also for root
         return mask

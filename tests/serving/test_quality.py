@@ -18,8 +18,8 @@ from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.evaluation.uncertainty import predict_uncertain
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.batch import segment_folder
 from dropgen.serving.models import Model
+from tests_support.folders import segment_folder
 from tests_support.segmenters import make_segmenter
 
 
@@ -111,7 +111,7 @@ def test_a_picture_that_is_not_ours_is_not_overwritten(scans: Path, tmp_path: Pa
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "bert.png").write_bytes(b"holiday")
     with pytest.raises(ConfigError, match=r"bert\.png exists but was not written by"):
-        segment_folder(scans, tmp_path / "masks", model, lambda path: pytest.fail("nothing may be segmented"))
+        segment_folder(scans, tmp_path / "masks", model, lambda scan: pytest.fail("nothing may be segmented"))
 
 
 def test_a_file_for_which_there_is_no_memory_is_refused_with_numbers_before_it_is_read(

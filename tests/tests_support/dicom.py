@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmwrite
@@ -47,3 +50,11 @@ def packed(one: Dataset) -> io.BytesIO:
     dcmwrite(stream, one, enforce_file_format=True)
     stream.seek(0)
     return stream
+
+
+def write_slices(folder: Path, slices: Iterable[Dataset]) -> None:
+    """Writes slices into a folder, under names that say nothing of their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in slices:
+        name = hashlib.md5(str(one.SOPInstanceUID).encode()).hexdigest()
+        (folder / name).write_bytes(packed(one).getvalue())
