@@ -161,7 +161,7 @@ def _of_folder(source: Path, target: Path, derived: bool) -> Cases:
         else:
             scans.append(Scan(one.uid, _place(one, source), one.files, series=True, about=_about(one)))
     for paths, reason in (
-        (deeper, "NIfTI files are taken from the folder itself; name theirs to segment them"),
+        (deeper, "NIfTI files are taken from the folder itself alone; name theirs"),
         (unknown, "neither NIfTI nor DICOM"),
     ):
         if paths:

@@ -101,11 +101,12 @@ def sorted_slices(tree: Path) -> list[Path]:
 
 
 def test_every_result_has_its_line_in_the_audit_log_and_no_name_gets_there(
-    tree: Path, tmp_path: Path, registry: Path, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    masks, log = tmp_path / "masks", registry / "service" / "audit.jsonl"
-    log.unlink(missing_ok=True)
-    words = (tree, masks, "--name", "blobs", "--dicom-seg", "--root", registry)
+    masks, root = tmp_path / "masks", tmp_path / "runs"
+    log = root / "service" / "audit.jsonl"
+    register(root, bundle, "blobs")
+    words = (tree, masks, "--name", "blobs", "--dicom-seg", "--root", root)
     run(capsys, *words)
     (line,) = log.read_text().splitlines()
     entry, seg = json.loads(line), (masks / f"{GOOD}.seg.dcm").read_bytes()

@@ -53,7 +53,7 @@ def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
     assert [scan.case for scan in cases.scans] == ["a"]
     assert [(one.case, one.file, one.outcome, one.reason) for one in cases.others] == [
         (str(ONE), "deeper/scout", "left out", "series 1, CT, 3 files: it is a localizer"),
-        ("", "deeper/b.nii.gz", "left out", "NIfTI files are taken from the folder itself; name theirs to segment them"),
+        ("", "deeper/b.nii.gz", "left out", "NIfTI files are taken from the folder itself alone; name theirs"),
         ("", "notes.txt", "left out", "neither NIfTI nor DICOM"),
     ]  # fmt: skip
 
