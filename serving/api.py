@@ -41,6 +41,7 @@ USE_HEADER = "X-Dropgen-Use"
 FLAGS_HEADER = "X-Dropgen-Flags"
 ZIP_TYPE = "application/zip"
 MASK_TYPE = "application/gzip"
+DICOM_TYPE = "application/dicom"
 NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
 MAX_DIGITS = 30  # of a Content-Length
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -135,14 +136,19 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses=_answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, mask=True),
+        responses=_answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, masks=(MASK_TYPE, DICOM_TYPE)),
         openapi_extra=binary,
     )
     async def segment(
         request: Request, model: str | None = None, modality: Annotated[str | None, Query(max_length=64)] = None
     ) -> Response:
-        """Segments the .nii or .nii.gz volume in the body, or the zip of one DICOM series, sent as application/zip."""
-        served = await run_in_threadpool(models.find, model)
+        """Segments the .nii or .nii.gz volume in the body, or the zip of one DICOM series, sent as application/zip.
+
+        With Accept: application/dicom the mask of a series is a DICOM-SEG.
+        """
+        served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request)
+        if dicom and not _is_zip(request):
+            raise VolumeError(f"{DICOM_TYPE} is given for a DICOM series; send its zip as Content-Type: {ZIP_TYPE}")
         if modality is not None or not _is_zip(request):
             served.require_modality(modality)
         with queue.place() as place:
@@ -152,11 +158,11 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            order = Order(request.state.who, request.state.request, modality, received.sha256)
+            order = Order(request.state.who, request.state.request, modality, received.sha256, dicom=dicom)
             made = await queue.run(place, _segment, engine, folder, served, order, limits.caps, limits.answer_seconds)
         return Response(
             made.mask,
-            media_type=MASK_TYPE,
+            media_type=DICOM_TYPE if dicom else MASK_TYPE,
             headers=_headers(served.model.uri, served.model.digest, served.registered.version, made.findings.flags),
         )
 
@@ -204,7 +210,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get(
         "/v1/jobs/{id}/result",
         response_class=Response,
-        responses=_answers(401, 403, 404, 409, 422, mask=True),
+        responses=_answers(401, 403, 404, 409, 422, masks=(MASK_TYPE,)),
     )
     async def result(request: Request, id: str) -> Response:
         """The mask of a job that is done."""
@@ -272,20 +278,20 @@ REFUSALS = {
 }  # fmt: skip
 
 
-def _answers(*codes: int, mask: bool = False) -> dict[int | str, dict[str, Any]]:
+def _answers(*codes: int, masks: Sequence[str] = ()) -> dict[int | str, dict[str, Any]]:
     """What a route can answer beside its own document, for the OpenAPI description."""
     told: dict[int | str, dict[str, Any]] = {
         code: {"description": REFUSALS[code], "content": {"application/json": {"schema": ERROR}}} for code in codes
     }
-    if mask:
-        told[200] = {"description": "The mask, .nii.gz, on the image's grid", "content": {MASK_TYPE: {}}}
+    if masks:
+        told[200] = {"description": "The mask on the image's grid", "content": {media: {} for media in masks}}
     return told
 
 
 def _segment(engine: Engine, folder: Path, served: Served, order: Order, caps: Caps, seconds: float) -> Made:
     try:
         made = engine.segment(folder, served, order, caps, wait=seconds)
-        engine.record(made.mask, served, order)
+        engine.record(made.mask, served, order, made.uid)
         return made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -294,6 +300,12 @@ def _segment(engine: Engine, folder: Path, served: Served, order: Order, caps: C
 def _is_zip(request: Request) -> bool:
     """Whether the body may tell its modality itself, so that the request need not."""
     return request.headers.get("content-type", "").partition(";")[0].strip() == ZIP_TYPE
+
+
+def _wants_dicom(request: Request) -> bool:
+    """Whether the mask is to be DICOM-SEG: said by name, for everything else is also met by NIfTI."""
+    accepted = request.headers.get("accept", "").split(",")
+    return DICOM_TYPE in (one.partition(";")[0].strip().lower() for one in accepted)
 
 
 def _spooled(spool: Path) -> Path:

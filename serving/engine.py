@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
 from dropgen.serving.decode import decode
+from dropgen.serving.dicom_out import encode
 from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
@@ -25,7 +27,7 @@ from dropgen.serving.upload import Caps, SlowError, head
 
 log = logging.getLogger(__name__)
 
-VOXELS = "voxels.npy"
+VOXELS, HEADERS = "voxels.npy", "headers"
 POLL_SECONDS = 0.5  # between looks for a job
 SWEEP_SECONDS = 60.0  # between looks for what has expired
 
@@ -40,6 +42,7 @@ class Order:
         modality: As it was given.
         sha256: Of the volume's bytes.
         job: Its id, for a job.
+        dicom: Whether the mask is wanted as DICOM-SEG.
     """
 
     who: str
@@ -47,6 +50,7 @@ class Order:
     modality: str | None
     sha256: str
     job: str | None = None
+    dicom: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Made:
     """What became of an order.
 
     Attributes:
-        mask: .nii.gz, on the volume's grid.
+        mask: .nii.gz on the volume's grid, or DICOM-SEG on the slices of its series.
         findings: What is told of it.
+        uid: SOPInstanceUID of a DICOM-SEG.
     """
 
     mask: bytes
     findings: Findings
+    uid: str | None = None
 
 
 class Engine:
@@ -104,27 +110,34 @@ class Engine:
             raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
         try:
             unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
-            decoded = decode(path, folder / VOXELS, voxels, unfolded)
+            decoded = decode(path, folder / VOXELS, voxels, unfolded, folder / HEADERS if order.dicom else None)
+            if order.dicom and not decoded.slices:
+                raise VolumeError("a DICOM-SEG needs the slices of a DICOM series; send a zip of them, or accept NIfTI")
             volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
             mask = Volume(segmenter.predict(volume, modality), volume.affine)
             findings = find(Segmented(volume, mask), segmenter.spec.classes, segmenter.spec.training)
+            if order.dicom:
+                made = encode(mask.array, decoded.slices, served.model, "labelmap")
+                return Made(made.content, findings, made.uid)
             return Made(mask_to_bytes(mask.array, mask.affine), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:
             (folder / VOXELS).unlink(missing_ok=True)
+            shutil.rmtree(folder / HEADERS, ignore_errors=True)
             self._turn.release()
 
-    def record(self, mask: bytes, served: Served, order: Order) -> str:
+    def record(self, mask: bytes, served: Served, order: Order, uid: str | None = None) -> str:
         """Writes the audit line of a mask; returns the mask's id, its sha256."""
+        dicom = {} if uid is None else {"sop_instance_uid": uid}
         output = hashlib.sha256(mask).hexdigest()
         self._audit.add(
             who=order.who, request=order.request, job=order.job, input_sha256=order.sha256,
             model=served.registered.name, version=served.registered.version, digest=served.model.digest,
-            output_sha256=output, use=RESEARCH_ONLY,
+            output_sha256=output, **dicom, use=RESEARCH_ONLY,
         )  # fmt: skip
         return output
 

@@ -102,6 +102,20 @@ def read_series(files: Sequence[BinaryIO | Path], max_voxels: int, name: str = "
     return Series(Volume(array, affine), CLASSES[first.kind], tuple(one.index for one in slices))
 
 
+def write_header(file: BinaryIO, path: Path) -> None:
+    """Writes a slice without its pixels and without private elements.
+
+    Raises:
+        VolumeError: It cannot be written again as it was read.
+    """
+    try:
+        data = dcmread(file, stop_before_pixels=True)
+        data.remove_private_tags()
+        data.save_as(path)
+    except (*DECODE_ERRORS, RuntimeError) as error:
+        raise VolumeError(f"a slice's header is damaged ({type(error).__name__}); export it again") from None
+
+
 def _slice(index: int, file: BinaryIO | Path, name: str) -> _Slice:
     try:
         data = dcmread(file)

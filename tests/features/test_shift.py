@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from dropgen.errors import StudyError
 from dropgen.features.studies.check import check_study
+from dropgen.features.studies.codes import Code
 from dropgen.features.studies.shift import SHIFTS, choose_shifts, shift_study
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_volume, write_mask, write_volume
+
+CODE = Code(scheme="SCT", value="1234", meaning="One", abnormal=True)
 
 
 def make_study(folder: Path, split: str = "val", held_out: int = 4) -> Study:
@@ -45,12 +48,13 @@ def test_every_held_out_case_comes_back_under_every_shift_and_the_study_is_sound
     assert all(case.label == labels[case.subject] for case in held_out)
 
 
-def test_what_is_known_of_spacing_and_vessels_holds_for_the_copies_too(tmp_path: Path) -> None:
+def test_what_is_known_of_spacing_vessels_and_codes_holds_for_the_copies_too(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     home = study.cases[0].domain
-    told = replace(study, placeholder_spacing=(home,), tubular=("one",))
+    told = replace(study, placeholder_spacing=(home,), tubular=("one",), codes={"one": CODE})
     shifted = load_study(shift_study(told, tmp_path / "told", ("gamma", "noisy")), tmp_path)
     assert (set(shifted.placeholder_spacing), shifted.tubular) == ({home, "gamma", "noisy"}, ("one",))
+    assert shifted.codes == {"one": CODE}
     untold = load_study(shift_study(study, tmp_path / "untold", ("gamma",)), tmp_path)
     assert (untold.placeholder_spacing, untold.tubular) == ((), ())
 

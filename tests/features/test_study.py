@@ -44,6 +44,26 @@ def test_tubes_and_domains_without_mm_are_read_and_unknown_ones_are_named(tiny, 
         load_study(tiny.write(), tmp_path)
 
 
+def test_codes_are_read_and_those_that_no_dicom_file_can_hold_are_refused(tiny, tmp_path: Path) -> None:
+    assert load_study(tiny.write(), tmp_path).codes == {}
+    organ = tiny.settings["classes"][1]
+    code = {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle"}
+    tiny.settings["codes"] = {organ: code}
+    found = load_study(tiny.write(), tmp_path).codes[organ]
+    assert (found.scheme, found.value, found.meaning, found.abnormal) == ("SCT", "87878005", "Left ventricle", False)
+    for wrong in (
+        {"spleen": code},
+        {organ: {**code, "meaning": "x" * 65}},
+        {organ: {**code, "scheme": "S CT"}},
+        {organ: {**code, "value": "a\\b"}},
+        {organ: {**code, "colour": "red"}},
+        {organ: {"scheme": "SCT", "value": "87878005"}},
+    ):
+        tiny.settings["codes"] = wrong
+        with pytest.raises(ConfigError, match="codes"):
+            load_study(tiny.write(), tmp_path)
+
+
 def test_an_experiment_leads_to_its_study(tiny, tmp_path: Path) -> None:
     tiny.write()
     experiment = tmp_path / "experiment.yaml"

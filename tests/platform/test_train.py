@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from dropgen.errors import (
 from dropgen.features.store import FeatureStore, close_maps
 from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
+from dropgen.features.studies.codes import Code
 from dropgen.features.studies.study import validation_cases
 from dropgen.manifest import read_json
 from dropgen.platform.methods import Criterion
@@ -37,7 +39,7 @@ from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.train import Progress, Workbench, choose_trials, train_trial, trials_of
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
-from dropgen.platform.training.trial import DIVERGED
+from dropgen.platform.training.trial import DIVERGED, segmenter_spec
 from tests_support.checkpoints import digest_of
 from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
 
@@ -60,6 +62,14 @@ def test_a_finished_trial_leaves_a_bundle_a_result_and_its_curve(bench: Workbenc
     assert (result["method"], result["p"], result["seed"], result["steps"]) == ("dropgen", 0.5, 1, 6)
     assert 0 <= result["data_wait"] < 1
     assert seen[-1].step == 6
+
+
+def test_the_studys_codes_are_the_bundles(bench: Workbench) -> None:
+    name = bench.study.classes[1]
+    codes = {name: Code(scheme="SCT", value="87878005", meaning="Left ventricle")}
+    coded = replace(bench, study=replace(bench.study, codes=codes))
+    assert segmenter_spec(coded, DROPGEN).codes == codes
+    assert segmenter_spec(bench, DROPGEN).codes == {}
 
 
 def test_a_finished_trial_is_not_trained_again(bench: Workbench) -> None:

@@ -6,11 +6,16 @@ import csv
 import getpass
 import hashlib
 import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from pydicom import dcmread
 from pydicom.uid import UID
 
@@ -23,6 +28,7 @@ from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
 from tests_support.dicom import make_slices, write_slices
 from tests_support.segmenters import make_segmenter
+from tests_support.service import build
 
 GOOD, GAP, SCOUT = UID("1.2.3.4"), UID("1.2.3.5"), UID("1.2.3.6")
 CODE = {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle", "abnormal": False}
@@ -146,6 +152,39 @@ def test_a_dicom_seg_that_is_missing_or_of_another_type_is_made_and_one_not_aske
     assert dcmread(seg).SegmentationType == "BINARY"
     assert run(capsys, *words)[1]["done"] == 1
     assert not seg.exists()
+
+
+@contextmanager
+def listening(root: Path) -> Iterator[str]:
+    """The service on loopback, as `dropgen serve` has it behind Ray."""
+    server = uvicorn.Server(uvicorn.Config(build(root), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_through_a_service_masks_and_dicom_seg_are_the_same(
+    tree: Path, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    register(root, bundle, "blobs")
+    words = ("--dicom-seg", "labelmap", "--root", root)
+    _, here, _ = run(capsys, tree, tmp_path / "here", "--name", "blobs", *words)
+    with listening(root) as url:
+        _, there, _ = run(capsys, tree, tmp_path / "there", "--url", url, *words)
+    assert here["model"] == there["model"]
+    assert [case["findings"] for case in here["cases"]] == [case["findings"] for case in there["cases"]]
+    masks = [(tmp_path / name / f"{GOOD}.nii.gz").read_bytes() for name in ("here", "there")]
+    assert masks[0] == masks[1]
+    one, other = (dcmread(tmp_path / name / f"{GOOD}.seg.dcm") for name in ("here", "there"))
+    assert one.PixelData == other.PixelData
+    assert one.SegmentSequence == other.SegmentSequence
 
 
 def test_a_folder_may_hold_both_formats_and_a_seg_of_nifti_alone_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import struct
@@ -13,10 +14,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.dicom import read_series
-from dropgen.features.studies.volume import Volume, volume_from_bytes
+from dropgen.features.studies.volume import Volume, mask_to_bytes, volume_from_bytes
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
 from dropgen.serving.api import Limits, create_api
@@ -83,6 +85,34 @@ def test_a_zip_of_a_series_gets_the_mask_of_its_volume_in_the_scanners_space(
     assert mask.array.any()
     logs = "".join(path.read_text() for path in (served / "service").glob("*.jsonl"))
     assert "Meier" not in logs + str(answer.headers)
+
+
+def test_who_accepts_dicom_gets_a_dicom_seg_on_the_slices_that_were_sent(served: Path, segmenter: Segmenter) -> None:
+    log = served / "service" / "audit.jsonl"
+    accept = {"Accept": "application/dicom"}
+    answer = post(served, zipped(scan()), headers=ZIP | accept)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/dicom"
+    data = dcmread(io.BytesIO(answer.content))
+    slices = make_slices(scan())
+    mask = segmenter.predict(read_series([packed(one) for one in slices], 10**6).volume)
+    assert (data.PatientID, data.StudyInstanceUID) == (slices[0].PatientID, slices[0].StudyInstanceUID)
+    assert [np.count_nonzero(data.pixel_array == value) for value in (1, 2)] == [
+        np.count_nonzero(mask == value) for value in (1, 2)
+    ]
+    positions = {tuple(one.ImagePositionPatient) for one in slices}
+    assert {
+        tuple(groups.PlanePositionSequence[0].ImagePositionPatient) for groups in data.PerFrameFunctionalGroupsSequence
+    } <= positions
+    line = json.loads(log.read_text().splitlines()[-1])
+    assert line["sop_instance_uid"] == data.SOPInstanceUID
+    assert line["output_sha256"] == hashlib.sha256(answer.content).hexdigest()
+    assert not list((served / "service" / "spool").iterdir())
+
+    untold = post(served, zipped(scan()), headers=accept)
+    assert (untold.status_code, "application/zip" in untold.json()["error"]) == (400, True)
+    nifti = post(served, mask_to_bytes(mask, np.eye(4)), headers=ZIP | accept)
+    assert (nifti.status_code, "slices of a DICOM series" in nifti.json()["error"]) == (400, True)
 
 
 def test_the_modality_is_the_tags_and_a_request_cannot_say_another(served: Path) -> None:
