@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dropgen import memory
-from dropgen.errors import ConfigError
+from dropgen.errors import ConfigError, VolumeError
 from dropgen.features.studies.dicom import read_series
 from dropgen.features.studies.dicom_tree import Listed, is_dicom, list_series
 from dropgen.features.studies.sources import read_images
@@ -65,12 +65,15 @@ class Scan:
         """Of the file; of a series, of the sorted hashes of its files, so that their names and order do not matter.
 
         Raises:
-            OSError: A file cannot be read.
+            VolumeError: A file cannot be read.
         """
         hashes = []
         for path in self.paths:
-            with path.open("rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+            try:
+                with path.open("rb") as file:
+                    hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+            except OSError as error:
+                raise VolumeError(f"{path} cannot be read ({error.strerror}); check the path") from None
         return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest() if self.series else hashes[0]
 
     def load(self) -> Loaded:
@@ -176,7 +179,7 @@ def _files(source: Path, target: Path) -> Iterable[Path]:
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and (here / name).resolve() != target.resolve()
         )
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
+        yield from (here / name for name in sorted(names) if not name.startswith(".") and (here / name).is_file())
 
 
 def _mask_name(path: Path) -> str:

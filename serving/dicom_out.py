@@ -123,6 +123,7 @@ def _segmentation(frames: np.ndarray, headers: Sequence[Dataset], model: Model, 
         content_label="SEGMENTATION",
         content_description=_long(f"{RESEARCH_ONLY}; {model.name} {model.version}"),
         content_creator_name="",
+        specific_character_set="ISO_IR 192",  # the source's may lack letters of the classes' names
         series_description=_long(f"DropGen {RESEARCH_ONLY}; {model.name}"),
         omit_empty_frames=bool(frames.any()),
     )

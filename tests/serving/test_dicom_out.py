@@ -24,8 +24,8 @@ SPACING = np.array([0.8, 1.1, 2.5])
 CODE = {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle", "abnormal": False}
 TUMOUR = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm", "abnormal": True}
 MODEL = Model(
-    "models:/heart@champion", "0123456789abcdef", ("background", "ventricle", "tumour", "lead of a pacemaker"),
-    "heart", "3", {"ventricle": CODE, "tumour": TUMOUR},
+    "models:/heart@champion", "0123456789abcdef",
+    ("background", "ventricle", "tumour", "lead of a pacemaker", "dura māter"), "heart", "3", {"ventricle": CODE, "tumour": TUMOUR},
 )  # fmt: skip
 AXES = [
     np.eye(3)[:, list(order)] * signs
@@ -152,16 +152,13 @@ def told(item: Dataset) -> tuple[Any, ...]:
 def test_it_is_filed_under_the_patient_and_study_of_its_series_as_a_series_of_its_own() -> None:
     slices = make_slices(blob(np.eye(3)))
     for one in slices:
-        one.StudyDate, one.PatientSex, one.SpecificCharacterSet, one.PatientName = (
-            "20260102",
-            "F",
-            "ISO_IR 100",
-            "Müller",
-        )
+        one.StudyDate, one.PatientSex = "20260102", "F"
+        one.SpecificCharacterSet, one.PatientName = "ISO_IR 100", "Müller^Ada"
     data = dcmread(io.BytesIO(segmented(slices, "labelmap")))
-    assert (data.PatientName, data.PatientID, data.PatientSex) == ("Müller", "P-17", "F")
+    assert (data.PatientName, data.PatientID, data.PatientSex) == ("Müller^Ada", "P-17", "F")
     assert (data.StudyInstanceUID, data.StudyDate, data.AccessionNumber) == (STUDY, "20260102", "A-4")
     assert data.FrameOfReferenceUID == FRAME
+    assert MODEL.classes[-1] in [item.SegmentLabel for item in data.SegmentSequence]  # letters that Latin 1 lacks
     assert data.SeriesInstanceUID != SERIES
     assert {item.ReferencedSOPInstanceUID for item in data.ReferencedSeriesSequence[0].ReferencedInstanceSequence} == {
         one.SOPInstanceUID for one in slices
