@@ -24,9 +24,13 @@ SPACING = np.array([0.8, 1.1, 2.5])
 CODE = {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle", "abnormal": False}
 TUMOUR = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm", "abnormal": True}
 MODEL = Model(
-    "models:/heart@champion", "0123456789abcdef",
-    ("background", "ventricle", "tumour", "lead of a pacemaker", "dura māter"), "heart", "3", {"ventricle": CODE, "tumour": TUMOUR},
-)  # fmt: skip
+    uri="models:/heart@champion",
+    digest="0123456789abcdef",
+    classes=("background", "ventricle", "tumour", "lead of a pacemaker", "dura māter"),
+    name="heart",
+    version="3",
+    codes={"ventricle": CODE, "tumour": TUMOUR},
+)
 AXES = [
     np.eye(3)[:, list(order)] * signs
     for order in itertools.permutations(range(3))
