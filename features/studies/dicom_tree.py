@@ -78,7 +78,9 @@ def list_series(files: Iterable[Path], derived: bool = False) -> list[Listed]:
         except DECODE_ERRORS as error:
             listed.append(_broken(file, f"its header is damaged ({type(error).__name__}); export it again"))
             continue
-        if header.kind in CLASSES and not LEGAL_UID.fullmatch(uid):
+        if not header.kind:
+            listed.append(_broken(file, "its header is damaged (it names no SOP class); export it again"))
+        elif header.kind in CLASSES and not LEGAL_UID.fullmatch(uid):
             listed.append(_broken(file, "it names no series by a legal SeriesInstanceUID; export it again"))
         else:
             groups[uid].append(header)
@@ -107,7 +109,7 @@ def _describe(uid: str, headers: list[_Header], derived: bool) -> Listed:
 def _reason(headers: list[_Header], derived: bool) -> str:
     """What all of its files are that no series to segment is; what some are makes reading it fail, with the slice."""
     if not any(one.kind in CLASSES for one in headers):
-        kinds = sorted({UID(one.kind).name or "nothing that has a name" for one in headers})
+        kinds = sorted({UID(one.kind).name for one in headers})
         return f"it is {' and '.join(kinds)}, no plain CT or MR image"
     if all("LOCALIZER" in one.image_type for one in headers):
         return "it is a localizer"

@@ -81,6 +81,6 @@ def test_dicom_is_known_by_content_and_not_by_name(tmp_path: Path) -> None:
     write_slices(tmp_path, series(1)[:1])
     (file,) = tmp_path.iterdir()
     assert is_dicom(file.rename(tmp_path / "scan.nii.gz"))
-    (tmp_path / "fake.dcm").write_bytes(b"DICM" * 50)
+    (tmp_path / "fake.dcm").write_bytes(b"DICM and nothing else" * 50)
     assert not is_dicom(tmp_path / "fake.dcm")
     assert not is_dicom(tmp_path / "nowhere")

@@ -10,7 +10,6 @@ import highdicom
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import LabelMapSegmentationStorage, SegmentationStorage
 from scipy.spatial.transform import Rotation
 
 from dropgen.errors import VolumeError
@@ -20,6 +19,7 @@ from dropgen.serving.dicom_out import SegType, encode
 from dropgen.serving.models import Model
 from tests_support.dicom import FRAME, SERIES, STUDY, make_slices, packed
 
+LABEL_MAP, SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.66.4"
 SPACING = np.array([0.8, 1.1, 2.5])
 CODE = {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle", "abnormal": False}
 TUMOUR = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm", "abnormal": True}
@@ -128,9 +128,7 @@ def test_a_half_voxel_off_would_be_seen() -> None:
     assert np.linalg.norm(by_pydicom(stream.getvalue(), 1) - truth(volume)) == pytest.approx(0.25 * 3**0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "storage"), [("labelmap", LabelMapSegmentationStorage), ("binary", SegmentationStorage)]
-)
+@pytest.mark.parametrize(("kind", "storage"), [("labelmap", LABEL_MAP), ("binary", SEGMENTATION)])
 def test_it_says_who_made_it_what_it_shows_and_what_it_is_for(kind: SegType, storage: str) -> None:
     data = dcmread(io.BytesIO(segmented(make_slices(blob(np.eye(3))), kind)))
     assert (data.SOPClassUID, data.Modality, data.SegmentationType) == (storage, "SEG", kind.upper())
