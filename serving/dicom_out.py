@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 import highdicom
 import numpy as np
+from highdicom.color import CIELabColor
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
@@ -26,6 +27,7 @@ from dropgen.errors import VolumeError
 from dropgen.features.studies.codes import Code
 from dropgen.features.studies.dicom import DECODE_ERRORS
 from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.platform.evaluation.overlays import colour
 from dropgen.serving.models import Model
 
 SegType = Literal["labelmap", "binary"]
@@ -144,6 +146,7 @@ def _describe(
         ),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
+        display_color=CIELabColor.from_string(colour(number)),
     )
 
 

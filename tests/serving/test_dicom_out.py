@@ -9,12 +9,15 @@ from typing import Any
 import highdicom
 import numpy as np
 import pytest
+from highdicom.color import CIELabColor
+from matplotlib.colors import to_rgb
 from pydicom import Dataset, dcmread
 from scipy.spatial.transform import Rotation
 
 from dropgen.errors import VolumeError
 from dropgen.features.studies.dicom import read_series
 from dropgen.features.studies.volume import Volume
+from dropgen.platform.evaluation.overlays import colour
 from dropgen.serving.dicom_out import SegType, encode
 from dropgen.serving.models import Model
 from tests_support.dicom import FRAME, SERIES, STUDY, make_slices, packed
@@ -140,6 +143,9 @@ def test_it_says_who_made_it_what_it_shows_and_what_it_is_for(kind: SegType, sto
         algorithm = item.SegmentationAlgorithmIdentificationSequence[0]
         assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("heart", "3")
         assert item.SegmentAlgorithmType == "AUTOMATIC"
+    shown = [CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue).to_rgb() for item in segments.values()]
+    for number, rgb in enumerate(shown, 1):
+        np.testing.assert_allclose(rgb, np.array(to_rgb(colour(number))) * 255, atol=2)  # as in the previews
     assert told(segments["ventricle"]) == ("123037004", "SCT", "87878005", "Left ventricle")
     assert told(segments["tumour"]) == ("49755003", "SCT", "108369006", "Neoplasm")
     lead = segments["lead of a pacemaker"].SegmentedPropertyTypeCodeSequence[0]
