@@ -134,7 +134,8 @@ def _one(
     kind = asked.dicom_seg if scan.series else None
     try:
         sha256 = scan.sha256()
-        key = digest([sha256, model.digest, scan.modality or asked.modality, asked.uncertain, kind])
+        named = [kind, model.name, model.version] if kind else None  # what a DICOM-SEG says beside the voxels
+        key = digest([sha256, model.digest, scan.modality or asked.modality, asked.uncertain, named])
         known = ledger.findings(mask.name, key)
         if known is not None and (kind is None or _seg(mask).exists()):
             return Outcome(scan.case, scan.file, "skipped", findings=known), key
