@@ -95,10 +95,10 @@ def _in_process(arguments: argparse.Namespace) -> Backend:
             require_room(segmenter, volume, memory.available(), maps)
         modality = _modality(segmenter, scan.modality or arguments.modality, loaded.tag)
         if not arguments.uncertainty:
-            mask, uncertainty = segmenter.predict(volume, modality), None
-        else:
-            mask, uncertainty = predict_uncertain(segmenter, volume, modality)
-        return Segmented(volume, Volume(mask, volume.affine), uncertainty, loaded.slices)
+            mask = Volume(segmenter.predict(volume, modality), volume.affine)
+            return Segmented(volume, mask, slices=loaded.slices)
+        array, uncertainty = predict_uncertain(segmenter, volume, modality)
+        return Segmented(volume, Volume(array, volume.affine), uncertainty, loaded.slices)
 
     def plan(scan: Scan) -> MemoryPlan:
         return plan_room(segmenter, read_grid(scan.paths[0]), maps)

@@ -117,6 +117,8 @@ def find_cases(source: Path, target: Path, derived: bool = False) -> Cases:
     """
     if source.is_dir():
         found = _of_folder(source, target, derived)
+    elif is_nifti(source) or is_dicom(source):
+        raise ConfigError(f"{source} is a scan; name the folder that it lies in, or a CSV that lists it")
     elif source.is_file():
         found = Cases(tuple(_of_manifest(source)))
     else:

@@ -102,7 +102,8 @@ def _segmentation(frames: np.ndarray, headers: Sequence[Dataset], model: Model, 
     first = headers[0]
     positions = np.array([header.ImagePositionPatient for header in headers], np.float64)
     # What the headers say of it may be missing or of another kind: thickness with a gap, or 0.
-    first.SpacingBetweenSlices = DS(np.linalg.norm(positions[-1] - positions[0]) / (len(headers) - 1), auto_format=True)
+    step = float(np.linalg.norm(positions[-1] - positions[0])) / (len(headers) - 1)
+    first.SpacingBetweenSlices = DS(step, auto_format=True)
     first.SliceThickness = first.get("SliceThickness") or first.SpacingBetweenSlices
     algorithm = AlgorithmIdentificationSequence(
         name=_long(model.name), version=_long(model.version), family=codes.cid7162.ArtificialIntelligence

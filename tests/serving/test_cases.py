@@ -92,7 +92,7 @@ def test_a_manifest_names_images_and_as_wanted_ids_and_modalities(tmp_path: Path
         ("image,modalty\na.nii,mr\n", StudyError, "did you mean 'modality'"),
         ("image\n", StudyError, "lists no cases"),
         ("image\nmasks/a.nii\n", ConfigError, "masks would overwrite the scans"),
-        ("\0\1\2", StudyError, "is not a readable CSV|no column"),
+        ("\0\1\2", StudyError, "lists no cases"),
     ],
 )
 def test_a_manifest_that_cannot_be_meant_is_refused(
@@ -100,6 +100,13 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
 ) -> None:
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(error, match=told):
+        find_cases(tmp_path / "list.csv", tmp_path / "masks")
+
+
+def test_a_scan_is_no_manifest(tmp_path: Path) -> None:
+    nifti(tmp_path / "list.nii")
+    (tmp_path / "list.nii").rename(tmp_path / "list.csv")
+    with pytest.raises(ConfigError, match="is a scan"):
         find_cases(tmp_path / "list.csv", tmp_path / "masks")
 
 
