@@ -84,4 +84,4 @@ def step_seconds(predictor: Predictor, crop: tuple[int, int, int], device: str) 
         optimiser.step()
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - began)
-    return float(median(seconds[1:])) * math.prod(crop) / math.prod(small)
+    return median(seconds[1:]) * float(math.prod(crop) / math.prod(small))

@@ -32,7 +32,7 @@ def most_downs(size: np.ndarray, wanted: int) -> int:
 
     def suits(downs: int) -> bool:
         padded = np.ceil(size / 2**downs) * 2**downs
-        return 2 * 2**downs <= size.min() and padded.prod() <= MOST_PADDED * size.prod()
+        return bool(2 * 2**downs <= size.min() and padded.prod() <= MOST_PADDED * size.prod())
 
     return next(filter(suits, range(wanted, 1, -1)), 1)
 

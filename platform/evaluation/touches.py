@@ -59,7 +59,8 @@ class Touch:
         """The touch of a trial that is about to predict these cases."""
         seen = {case.id: (index.keys[case.id].volume, index.keys[case.id].label) for case in cases}
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(when, verb, key, trial.method.label, trial.seed, adapt and adapt.label, checkpoint, digest(seen))
+        how = None if adapt is None else adapt.label
+        return cls(when, verb, key, trial.method.label, trial.seed, how, checkpoint, digest(seen))
 
     @property
     def model(self) -> tuple[str, str | None, str]:
