@@ -121,7 +121,7 @@ def _segmentation(frames: np.ndarray, headers: Sequence[Dataset], model: Model, 
         instance_number=1,
         manufacturer="DropGen",
         manufacturer_model_name=_long(model.name),
-        software_versions=(__version__, _long(model.version)),  # type: ignore[arg-type]  # they mean tuple[str, ...]
+        software_versions=__version__,
         device_serial_number=model.digest,
         content_label="SEGMENTATION",
         content_description=_long(f"{RESEARCH_ONLY}; {model.name} {model.version}"),

@@ -97,6 +97,7 @@ def by_highdicom(content: bytes, number: int) -> np.ndarray:
     return np.asarray((inside @ volume.affine[:3, :3].T + volume.affine[:3, 3]).mean(axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["labelmap", "binary"])
 @pytest.mark.parametrize("tilt", [np.eye(3), OBLIQUE], ids=["straight", "oblique"])
 def test_a_segment_is_where_the_scanner_saw_it_in_all_48_orientations(tilt: np.ndarray, kind: SegType) -> None:
