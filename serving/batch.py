@@ -228,8 +228,9 @@ def _say_plan(scans: Iterable[Scan], plan: Callable[[Scan], MemoryPlan]) -> None
 
 def _failures(cases: Sequence[dict[str, Any]], table: str) -> VolumeError:
     failed = [f"{case['file']} ({case['reason']})" for case in cases if case["outcome"] == "failed"]
+    tried = sum(case["outcome"] != "left out" for case in cases)
     return VolumeError(
-        f"{len(failed)} of {len(cases)} scans failed: {', '.join(failed[:NAMED_FAILURES])}{_more(failed)}; "
+        f"{len(failed)} of {tried} scans failed: {', '.join(failed[:NAMED_FAILURES])}{_more(failed)}; "
         f"{table} lists them, the same command tries them again"
     )
 

@@ -76,6 +76,7 @@ def test_a_tree_gives_a_mask_and_a_dicom_seg_of_what_is_sound_and_says_of_the_re
     assert told[GAP][:2] == ("Meier/2/deep", "failed")
     assert "1 missing between slices 4 and 2" in told[GAP][2]
     assert told[SCOUT] == ("Meier/1", "left out", "series 6, CT, 3 files: it is a localizer")
+    assert "1 of 2 scans failed: Meier/2/deep" in err
     assert "segment:  Meier/1 (series 4, CT, 19 files)" in err
     assert "left out: Meier/1 (series 6, CT, 3 files: it is a localizer)" in err
     assert {path.name for path in masks.iterdir() if not path.name.startswith(".")} == {
