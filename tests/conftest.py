@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests_support.s3 import ACCESS, S3Bucket, serve
 from tests_support.standin import StandIn
 
 # One thread per process, as Ray gives its workers: the cores are few, and sums in another order differ in the last bit.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A busy machine is no defect of what is tested; pytest-timeout ends what hangs.
+settings.register_profile("dropgen", deadline=None)
+settings.load_profile("dropgen")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

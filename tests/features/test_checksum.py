@@ -23,7 +23,7 @@ from dropgen.features.store.checksum import ALGORITHM, Checksum, describe_file
 from dropgen.manifest import file_digest
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(min_size=1, max_size=5000), data=st.data())
 def test_it_fits_these_bytes_in_memory_and_on_disk_and_no_others(
     tmp_path: Path, content: bytes, data: st.DataObject

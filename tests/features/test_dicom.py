@@ -144,7 +144,7 @@ def test_more_voxels_than_are_taken_are_refused_before_one_is_decoded() -> None:
         read_series([packed(one) for one in make_slices(blob(np.eye(3)))], 209)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_flipped_bits_give_a_typed_error_or_a_volume_of_the_size_that_was_sent(data: st.DataObject) -> None:
     files = [bytearray(packed(one).getvalue()) for one in make_slices(blob(np.eye(3)))]

@@ -197,7 +197,7 @@ def test_the_index_of_a_study_lies_in_the_store(site: Site) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_flipped_bit_of_an_index_lets_it_refer_to_other_entries(tmp_path: Path, data: st.DataObject) -> None:
     store = FeatureStore(tmp_path)
     index = StudyIndex("tiny", None, "float16", {"one": CaseKeys("00ff", "11ee")})

@@ -25,7 +25,7 @@ def test_pairs_are_the_twelve_at_squared_distance_two() -> None:
     assert len({frozenset(pair) for pair in PAIRS}) == 12
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 5), shift=st.floats(-1, 1), inverted=st.booleans())
 def test_invariant_to_affine_intensity_changes_and_inversion(
     seed: int, scale: float, shift: float, inverted: bool

@@ -43,7 +43,7 @@ def test_every_box_has_the_features_of_the_whole_volume(name: str, axis: int) ->
             np.testing.assert_allclose(rolling.cut(box), whole[:, *box], rtol=0, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(depth=st.integers(1, 9), beyond=st.integers(0, 12), step=st.integers(1, 9), axis=st.integers(0, 2))
 def test_whatever_the_windows_every_plane_is_extracted_once(depth: int, beyond: int, step: int, axis: int) -> None:
     seen: list[int] = []

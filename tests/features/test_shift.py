@@ -100,7 +100,7 @@ def test_a_copy_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_shifts_change_the_values_as_they_say(seed: int) -> None:
     generator = np.random.default_rng(seed)
     unit = generator.random((8, 8, 8)).astype(np.float32)

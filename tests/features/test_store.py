@@ -35,7 +35,7 @@ def read_all(store: FeatureStore, kind: str) -> np.ndarray:
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_crop_of_some_channels_is_the_crop_of_the_array(store: FeatureStore, data: st.DataObject) -> None:
     shape = data.draw(st.tuples(*[st.integers(1, 5)] * 4))
     dtype = data.draw(st.sampled_from(["float16", "float32"]))
@@ -98,7 +98,7 @@ def test_a_channel_that_is_not_asked_for_is_not_read(store: FeatureStore) -> Non
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_verify_finds_any_flipped_bit_and_names_the_entry(store: FeatureStore, data: st.DataObject) -> None:
     if not store.has("features", "k"):
         filled(store)
@@ -115,7 +115,7 @@ def test_verify_finds_any_flipped_bit_and_names_the_entry(store: FeatureStore, d
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_reader_sees_a_flipped_bit_and_no_other_entry_suffers(store: FeatureStore, data: st.DataObject) -> None:
     if not store.has("features", "k"):
         filled(store)

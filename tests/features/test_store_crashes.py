@@ -238,7 +238,7 @@ class StoreLife(RuleBasedStateMachine):
         return status.st_ino, status.st_mtime_ns
 
 
-QUICK = settings(max_examples=6, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=6, stateful_step_count=10, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow

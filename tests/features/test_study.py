@@ -67,7 +67,9 @@ def test_codes_are_read_and_those_that_no_dicom_file_can_hold_are_refused(tiny, 
 def test_an_experiment_leads_to_its_study(tiny, tmp_path: Path) -> None:
     tiny.write()
     experiment = tmp_path / "experiment.yaml"
-    experiment.write_text(yaml.safe_dump({"name": "e", "study": "{root}/study.yaml"}))
+    experiment.write_text(
+        yaml.safe_dump({"name": "e", "study": "{root}/study.yaml", "selection": {"rule": "target_validation"}})
+    )
     assert load_study(experiment, tmp_path).name == "tiny"
 
 

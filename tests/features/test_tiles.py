@@ -70,7 +70,7 @@ def bytes_of(voxels: int, extractor: Extractor) -> int:
     halo=st.integers(0, 20),
     voxels=st.integers(1, 200_000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tiles_cover_every_voxel_once_on_legal_boxes_with_their_halo(
     shape: tuple[int, int, int], multiple: int, halo: int, voxels: int
 ) -> None:

@@ -71,7 +71,6 @@ def test_scaled_integers_nifti2_and_misleading_names_are_read(tmp_path: Path) ->
     assert np.array_equal(read_volume(tmp_path / "zipped.nii").array, ARRAY)
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 400), compress=st.booleans())
 def test_a_truncated_file_is_a_volume_error(cut: int, compress: bool) -> None:
     whole = gzip.compress(nifti(ARRAY)) if compress else nifti(ARRAY)
@@ -79,7 +78,7 @@ def test_a_truncated_file_is_a_volume_error(cut: int, compress: bool) -> None:
         volume_from_bytes(whole[: cut * (len(whole) - 1) // 400], "scan")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(position=st.integers(0, 351), value=st.integers(0, 255), second=st.integers(0, 351))
 def test_a_damaged_header_is_read_soundly_or_refused_in_a_sentence(position: int, value: int, second: int) -> None:
     data = bytearray(nifti(ARRAY))

@@ -120,7 +120,7 @@ class Place(nn.Module):
         return x_bcxyz * weights
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     crop=st.tuples(*[st.integers(1, 6)] * 3),
     beyond=st.tuples(*[st.integers(0, 9)] * 3),

@@ -21,7 +21,7 @@ def same(a: Sample, b: Sample) -> bool:
     return bool(affines and rest and np.array_equal(a.kept, b.kept))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 10**6), slot=st.integers(0, 63))
 def test_a_sample_depends_on_seed_step_and_slot_only(seed: int, step: int, slot: int) -> None:
     used = plan(seed)
@@ -36,7 +36,7 @@ def test_neighbouring_seeds_steps_and_slots_differ() -> None:
         assert other.noise_seed != base.noise_seed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(step=st.integers(0, 10**6))
 def test_the_crop_lies_inside_and_its_symmetry_has_the_crops_shape(step: int) -> None:
     crop = (8, 6, 8)

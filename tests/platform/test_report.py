@@ -30,6 +30,7 @@ HEADLINE = "RepOnly wins <by 3> points & the page says so"
 def rows_of(evaluated: Any) -> list[dict[str, Any]]:
     return [
         {
+            "trial": result["key"],
             "method": result["method"],
             "p": result["p"],
             "options": result["options"],

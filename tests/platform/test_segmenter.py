@@ -161,7 +161,7 @@ def test_the_bundle_holds_no_extractor(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "bundle" / "weights.safetensors")) == set(segmenter.network.state_dict())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), file=st.sampled_from(["segmenter.json", "weights.safetensors"]))
 def test_no_flipped_byte_of_the_weights_or_cut_file_loads(tmp_path: Path, place: float, file: str) -> None:
     folder = tmp_path / "bundle"

@@ -79,7 +79,7 @@ def test_broken_upload_is_refused_in_one_sentence(api: FastAPI, case: str) -> No
     assert word in answer.json()["error"]
 
 
-@settings(max_examples=10, deadline=None)  # each starts a reader; test_upload flips more of them
+@settings(max_examples=10)  # each starts a reader; test_upload flips more of them
 @given(data=st.data())
 def test_any_flipped_header_byte_gives_a_mask_or_a_refusal(api: FastAPI, data: st.DataObject) -> None:
     body = bytearray(nifti(GOOD))

@@ -132,7 +132,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         (scans / "broken.nii.gz").write_bytes(registered.case.image.read_bytes()[:-50])
         remote = ["segment", str(scans), str(masks), "--url", ready["url"], "--json", "--root", str(registered.root)]
         assert main(remote) == 2
-        assert "1 of 2 files failed: broken.nii.gz" in capsys.readouterr().err
+        assert "1 of 2 scans failed: broken.nii.gz" in capsys.readouterr().err
         np.testing.assert_array_equal(read_mask(masks / "good.nii.gz").array, written.array)
         (scans / "broken.nii.gz").unlink()
         here = ["segment", str(scans), str(masks), "--name", "tiny", "--root", str(registered.root), "--json"]

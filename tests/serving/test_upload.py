@@ -131,7 +131,7 @@ def test_a_file_on_the_server_is_judged_as_a_body_is(tmp_path: Path) -> None:
         receive_file(tmp_path / "bad.nii", tmp_path / "volume.nii", CAPS)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bits_give_a_typed_error_within_a_second_and_no_header_passes_that_the_reader_overruns(
     tmp_path: Path, data: st.DataObject

@@ -12,7 +12,7 @@ from dropgen.platform.training.checkpoint import load_checkpoint
 
 
 def digest_of(checkpoint: Path) -> str:
-    """One hash over every tensor and number of a checkpoint but the wall-clock times."""
+    """One hash over every tensor and number of a checkpoint but the times, and where a process took over."""
     hasher = hashlib.sha256()
 
     def walk(value: Any) -> None:
@@ -20,7 +20,7 @@ def digest_of(checkpoint: Path) -> str:
             hasher.update(value.contiguous().numpy().tobytes())
         elif isinstance(value, dict):
             for key, entry in value.items():
-                if key not in ("train_seconds", "wait_seconds"):
+                if key not in ("train_seconds", "wait_seconds", "resumed"):
                     hasher.update(str(key).encode())
                     walk(entry)
         elif isinstance(value, list | tuple):

@@ -88,7 +88,7 @@ def test_exchanging_the_two_flips_every_sign_and_interval(runs: tuple[Path, Path
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-0.2, 0.2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_what_the_two_share_cancels_so_that_a_shift_is_found_as_it_is(seed: int, shift: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dice = random_dice(seed)
@@ -129,7 +129,7 @@ def test_means_and_intervals_are_those_of_a_bootstrap_in_plain_numpy(runs: tuple
 
 
 @given(st.floats(1e-6, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_b_passes_where_its_whole_interval_lies_above_minus_the_margin(runs: tuple[Path, Path], margin: float) -> None:
     for each in compared(*runs, margin=margin).differences:
         assert each.low is not None

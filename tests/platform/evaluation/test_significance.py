@@ -59,7 +59,7 @@ def compared(folder: Path, n: int, gain: float, home: tuple[float, float] | None
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_bootstrap_is_the_loop_that_it_stands_for(seed: int) -> None:
     """Against draws made one at a time, with plain loops: means and spreads agree as far as chance lets them."""
     generator = np.random.default_rng(seed)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
@@ -34,7 +34,6 @@ def brute_force(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) 
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.95), SPACINGS)
-@settings(deadline=None)
 def test_distances_equal_every_pair_of_surface_voxels_measured(
     seed: int, density: float, spacing: tuple[float, ...]
 ) -> None:
@@ -51,7 +50,6 @@ def test_distances_equal_every_pair_of_surface_voxels_measured(
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.9), SPACINGS)
-@settings(deadline=None)
 def test_hd95_and_nsd_equal_monai(seed: int, density: float, spacing: tuple[float, ...]) -> None:
     one, other = masks(seed, density)
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (one, other)]
@@ -83,7 +81,6 @@ def test_an_empty_mask_has_no_surface_and_a_full_one_has_the_edge_of_the_volume(
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 9))
-@settings(deadline=None)
 def test_where_the_masks_lie_in_the_volume_changes_nothing(seed: int, margin: int) -> None:
     one, other = masks(seed, 0.3)
     moved = [np.pad(mask, ((margin, 2), (0, margin), (1, 1))) for mask in (one, other)]

@@ -15,7 +15,7 @@ GRID = np.linspace(0, 1, 4001)
 CORNERS = st.lists(st.floats(0, 1), min_size=4, max_size=4).map(np.array)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(control=CORNERS)
 def test_a_rising_curve_rises_from_0_to_1(control: np.ndarray) -> None:
     values = bezier_curve(control, falling=False)(GRID)
@@ -24,7 +24,7 @@ def test_a_rising_curve_rises_from_0_to_1(control: np.ndarray) -> None:
     assert (np.diff(values) >= -1e-6).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(control=CORNERS)
 def test_a_falling_curve_falls_from_1_to_0(control: np.ndarray) -> None:
     values = bezier_curve(control, falling=True)(GRID)

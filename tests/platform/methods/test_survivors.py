@@ -32,7 +32,7 @@ def over_survivors(network: nn.Module, u_bcxyz: Tensor, factor_bc: Tensor) -> Te
     return predict(network, u_bcxyz[:, :1], u_bcxyz[:, 1:], factor_bc)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.booleans(), min_size=CHANNELS, max_size=CHANNELS), min_size=1, max_size=3))
 def test_logits_and_gradients_are_those_of_the_whole_convolution(rows: list[list[bool]]) -> None:
     factor_bc = 4 * torch.tensor(rows).double()

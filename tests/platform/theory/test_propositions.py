@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
@@ -69,7 +69,6 @@ def test_prop_1_masked_training_ends_with_weight_on_the_stable_feature(method: M
     assert TOY.risk(group_masks(end.weights)[2], TRAINING) < H_Y
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 0.99))
 def test_prop_1_only_the_stable_only_term_moves_a_solution_that_ignores_the_stable_feature(p: float) -> None:
     ignoring = TOY.best_joint(TRAINING)
@@ -78,7 +77,6 @@ def test_prop_1_only_the_stable_only_term_moves_a_solution_that_ignores_the_stab
     assert slope_of_stable(ignoring, "masked", p) == pytest.approx(-p / 2 * TOY.stable_mean / 2, rel=1e-3)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 2 * TOY.image_mean - 0.01))
 def test_condition_1_holds_where_the_stable_feature_is_ignored_and_the_image_is_not_trusted_too_much(
     image: float,
@@ -159,7 +157,6 @@ def test_prop_2_the_stable_risk_is_the_conditional_entropy() -> None:
     assert pytest.approx(entropy, abs=1e-8) == H_Y_GIVEN_S
 
 
-@settings(deadline=None)
 @given(environments)
 def test_prop_2_the_stable_risk_is_equal_across_environments_and_above_the_joint_risk(environment: float) -> None:
     assert TOY.risk(TOY.best_stable, environment) == H_Y_GIVEN_S

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
@@ -38,7 +38,6 @@ def test_the_exact_risk_and_error_are_those_of_many_draws(environment: float, pr
         assert abs(share - toy.error(predictor, environment)) < 4 * math.sqrt(0.25 / len(loss))
 
 
-@settings(deadline=None)
 @given(toys, environments, weights)
 def test_the_quadrature_agrees_with_adaptive_integration(toy: Toy, environment: float, predictor: Weights) -> None:
     mean = predictor.image * environment * toy.image_mean + predictor.stable * toy.stable_mean
@@ -49,7 +48,6 @@ def test_the_quadrature_agrees_with_adaptive_integration(toy: Toy, environment: 
     assert toy.risk(predictor, environment) == pytest.approx(integral, abs=1e-4)
 
 
-@settings(deadline=None)
 @given(toys, environments, weights)
 def test_no_linear_predictor_beats_the_best_joint_one_of_its_environment(
     toy: Toy, environment: float, predictor: Weights
@@ -57,13 +55,11 @@ def test_no_linear_predictor_beats_the_best_joint_one_of_its_environment(
     assert toy.risk(toy.best_joint(environment), environment) <= toy.risk(predictor, environment) + 1e-9
 
 
-@settings(deadline=None)
 @given(toys)
 def test_in_training_the_image_makes_the_stable_feature_redundant(toy: Toy) -> None:
     assert toy.best_joint(TRAINING) == pytest.approx(toy.best_image)
 
 
-@settings(deadline=None)
 @given(toys, environments, st.floats(-4, 4))
 def test_the_stable_feature_means_the_same_in_every_environment(toy: Toy, environment: float, stable: float) -> None:
     assert toy.risk(Weights(0, stable), environment) == toy.risk(Weights(0, stable), TRAINING)

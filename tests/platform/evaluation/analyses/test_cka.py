@@ -34,7 +34,7 @@ def by_grams(x: Tensor, y: Tensor) -> float:
     return float((k * m).sum() / (k.norm() * m.norm()))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes, seeds, st.integers(1, 70))
 def test_it_is_the_definition_however_the_rows_are_cut(size: tuple[int, int, int], seed: int, chunk: int) -> None:
     x, y = pair(size, seed)
@@ -42,7 +42,7 @@ def test_it_is_the_definition_however_the_rows_are_cut(size: tuple[int, int, int
     assert linear_cka(x, y, chunk) == pytest.approx(linear_cka(x, y, len(x)), abs=1e-10)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes, seeds)
 def test_rotations_one_scale_and_shifts_change_nothing_and_neither_does_the_order(
     size: tuple[int, int, int], seed: int

@@ -58,7 +58,7 @@ def test_without_image_the_cosine_is_exactly_one(name: str) -> None:
     assert probe(network(name=name), torch.zeros_like(image), features, label).cosine == 1.0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 1000))
 def test_the_cosine_lies_between_minus_one_and_one(seed: int) -> None:
     agreement = probe(network(seed), *crops(seed))
