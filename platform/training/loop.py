@@ -80,9 +80,12 @@ class History:
         return self.wait_seconds / self.train_seconds if self.train_seconds else 0.0
 
     def converged(self, steps: int) -> bool:
-        """Whether the last 20% of the steps added less than one point (0.01) of validation Dice."""
+        """Whether the last 20% of the steps added less than one point (0.01) of validation Dice to what was learnt.
+
+        A curve that never left 0 is flat and has not converged: nothing was learnt yet.
+        """
         early = [dice for step, dice in self.validation if step <= (1 - CONVERGED_SHARE) * steps]
-        return bool(early) and self.best[1] - max(early) < CONVERGED_GAIN
+        return bool(early) and max(early) >= CONVERGED_GAIN and self.best[1] - max(early) < CONVERGED_GAIN
 
 
 def best_of(curve: Sequence[tuple[int, float]]) -> tuple[int, float]:
