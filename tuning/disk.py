@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.filesize import decimal as size_text
 
-from dropgen.config import Trial
+from dropgen.config import Component, Trial
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.networks import build_network
 from dropgen.platform.train import Workbench
@@ -24,9 +24,9 @@ RESERVE = 128 * 2**20  # results, logs and MLflow
 LOOK_SECONDS = 10.0
 
 
-def weight_bytes(bench: Workbench, trial: Trial) -> int:
-    """What the weights of a trial's network take."""
-    method = build_method(trial.method)
+def weight_bytes(bench: Workbench, component: Component) -> int:
+    """What the weights of a method's network take."""
+    method = build_method(component)
     channels = bench.extractor.channels if bench.extractor is not None and method.needs_features else 0
     network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -94,7 +94,7 @@ class Disk:
     def _weights_of(self, trial: Trial) -> int:
         label = trial.method.label
         if label not in self._weights:
-            self._weights[label] = weight_bytes(self.bench, trial)
+            self._weights[label] = weight_bytes(self.bench, trial.method)
         return self._weights[label]
 
 

@@ -26,6 +26,7 @@ from dropgen.platform.methods import build as build_method
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
+from dropgen.tuning.disk import kept_bytes
 from dropgen.tuning.evaluations import require_adaptable
 from dropgen.tuning.run import worth_storing
 from dropgen.tuning.space import Plan, plan
@@ -38,8 +39,6 @@ from dropgen.tuning.workload import (
     fixed_work,
     space_work,
 )
-
-COPIES = 4  # of every weight: last.ckpt holds it and AdamW's two moments, the bundle of the best network holds it again
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ def look_ahead(
         trials = [replace(work, tests=0) for work in trials]
     adaptations = tuple(adaptation_work(bench, planned, adapt) for adapt in ours.adaptations) if tests else ()
     masks = _mask_bytes(held_out_cases(study, ours.selection.rule))
-    checkpoints = sum((work.trials - work.done) * COPIES * work.weights_bytes for work in trials)
-    registered = max((work.weights_bytes for work in trials), default=0)  # MLflow keeps a copy of the best
+    checkpoints = sum((work.trials - work.done) * kept_bytes(bench, work.weight_bytes) for work in trials)
+    registered = max((work.weight_bytes for work in trials), default=0)  # MLflow keeps a copy of the best
     tested = sum(work.tests for work in trials) + sum(work.models for work in adaptations)
     return DryRun(
         bench=bench,

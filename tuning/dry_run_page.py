@@ -173,7 +173,7 @@ def _document(found: DryRun, timing: Timing | None) -> dict[str, Any]:
         "dry_run": True,
         "experiment": bench.experiment.name,
         "methods": [
-            {name: value for name, value in asdict(work).items() if name not in ("example", "weights_bytes")}
+            {name: value for name, value in asdict(work).items() if name not in ("example", "weight_bytes")}
             | {"step_seconds": timing.steps.get(work.name) if timing else None}
             for work in found.methods
         ],

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dropgen.config import Component, Trial
 from dropgen.platform.adaptation import build as build_adaptation
 from dropgen.platform.evaluate import held_out_cases, known_evaluation
 from dropgen.platform.evaluation.adapted import stable_trial, tries
 from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import build_network
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.checkpoint import load_checkpoint
 from dropgen.platform.training.trial import finished
+from dropgen.tuning.disk import weight_bytes
 from dropgen.tuning.space import Plan, Space
 from dropgen.tuning.standing import is_open, sampled, samples
-
-FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class MethodWork:
         steps: Training steps that are left.
         tests: Trained models that are left to be tested.
         example: One of the trials, of those that are left where there are any.
-        weights_bytes: Of one network.
+        weight_bytes: Of one network.
     """
 
     name: str
@@ -47,7 +43,7 @@ class MethodWork:
     steps: int
     tests: int
     example: Trial
-    weights_bytes: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def _method_work(bench: Workbench, trials: Sequence[Trial]) -> MethodWork:
         steps=sum(bench.experiment.training.steps - step for step in reached),
         tests=_untested(bench, trials, len(trials), seeds),
         example=(left or list(trials))[0],
-        weights_bytes=weights_bytes(bench, trials[0].method),
+        weight_bytes=weight_bytes(bench, trials[0].method),
     )
 
 
@@ -116,7 +112,7 @@ def space_work(bench: Workbench, space: Space) -> MethodWork:
         steps=left * bench.experiment.training.steps - sum(reached),
         tests=_untested(bench, known, trials, len(seeds)),
         example=Trial(method=space.corners()[0], seed=seeds[0]),
-        weights_bytes=weights_bytes(bench, space.corners()[0]),
+        weight_bytes=weight_bytes(bench, space.corners()[0]),
     )
 
 
@@ -163,12 +159,3 @@ def external_work(bench: Workbench, trials: Sequence[Trial]) -> tuple[ExternalWo
         done = sum(EXTERNALS[name].known_result(bench, trial) is not None for trial in own)
         found.append(ExternalWork(name, len(own), done, EXTERNALS[name].available()))
     return tuple(found)
-
-
-def weights_bytes(bench: Workbench, method: Component) -> int:
-    """Of the network that a method trains, built without data."""
-    built = build_method(method)
-    channels = bench.extractor.channels if bench.extractor is not None and built.needs_features else 0
-    with torch.device("meta"):
-        network = build_network(bench.experiment.network, built, channels, len(bench.study.classes))
-    return FLOAT * sum(weight.numel() for weight in network.parameters())

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
+from dropgen.config import Component
 from dropgen.errors import ResourceError
-from dropgen.platform.train import train_trial, trials_of
+from dropgen.platform.methods import METHODS
+from dropgen.platform.methods import build as build_method
+from dropgen.platform.networks import build_network
+from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.tuning import disk as module
 from dropgen.tuning.disk import RESERVE, Disk, kept_bytes, weight_bytes
 from dropgen.tuning.search import search
@@ -21,7 +26,7 @@ def test_what_a_trial_is_said_to_keep_is_what_it_leaves(tmp_path: Path) -> None:
     for trial in trials_of(bench.experiment):
         train_trial(bench, trial)
         written = sum(file.stat().st_size for file in bench.folder(trial).rglob("*") if file.is_file())
-        said = kept_bytes(bench, weight_bytes(bench, trial))
+        said = kept_bytes(bench, weight_bytes(bench, trial.method))
         assert said == pytest.approx(written, rel=0.1, abs=64 * 1024)
 
 
@@ -30,7 +35,7 @@ def test_what_is_still_needed_falls_with_every_trial_that_ends(tmp_path: Path) -
     planned = plan(bench.experiment)
     disk = Disk(bench, 2, lambda: left(bench, planned))
     before = disk.needed()
-    one = kept_bytes(bench, weight_bytes(bench, planned.fixed[0]))
+    one = kept_bytes(bench, weight_bytes(bench, planned.fixed[0].method))
     assert before == 2 * one + 2 * 3 * (one // 4) + RESERVE
     train_trial(bench, planned.fixed[0])
     assert disk.needed() == one + 3 * (one // 4) + RESERVE
@@ -83,3 +88,15 @@ def test_a_disk_that_fills_up_stops_the_search_and_the_same_command_continues_it
     monkeypatch.undo()
     assert len(search(experiment, root)["trials"]) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_weights_of_every_method_take_what_they_take_in_a_file(name: str, filled_root: Path) -> None:
+    bench = Workbench.open(tiny_experiment(filled_root), filled_root)
+    method = build_method(Component.of(name))
+    assert bench.extractor is not None
+    channels = bench.extractor.channels if method.needs_features else 0
+    network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+    written = safetensors.torch.save({key: value.contiguous() for key, value in network.state_dict().items()})
+    header = 8 + int.from_bytes(written[:8], "little")
+    assert weight_bytes(bench, Component.of(name)) == len(written) - header

@@ -13,14 +13,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from dropgen.__main__ import main
-from dropgen.config import Component, Experiment, to_json
+from dropgen.config import Experiment, to_json
 from dropgen.features.studies.study import load_study, validation_cases
 from dropgen.platform.evaluate import held_out_cases
-from dropgen.platform.methods import METHODS
-from dropgen.platform.methods import build as build_method
-from dropgen.platform.networks import build_network
 from dropgen.platform.train import Progress, Workbench, train_trial, trials_of
-from dropgen.tuning.workload import weights_bytes
 from tests_support.tiny import tiny_experiment
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "dropgen" / "schema.json").read_text())
@@ -198,13 +194,3 @@ def test_measuring_belongs_to_a_dry_run(
     path.write_text(yaml.safe_dump(to_json(tiny_experiment(root))))
     assert main([verb, str(path), "--measure", "--root", str(root)]) == 2
     assert "--measure belongs to --dry-run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_weights_of_every_method_are_counted_without_building_them(name: str, root: Path) -> None:
-    bench = Workbench.open(tiny_experiment(root), root)
-    method = build_method(Component.of(name))
-    assert bench.extractor is not None
-    channels = bench.extractor.channels if method.needs_features else 0
-    network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
-    assert weights_bytes(bench, Component.of(name)) == 4 * sum(weight.numel() for weight in network.parameters())

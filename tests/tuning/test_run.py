@@ -18,7 +18,8 @@ from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.manifest import Manifest, read_json
 from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.tracking import fetch
-from dropgen.tuning.run import Stages, run
+from dropgen.tuning.run import run
+from dropgen.tuning.stages import Stages
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
