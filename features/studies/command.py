@@ -16,7 +16,7 @@ from dropgen.features.studies.benchmarks import benchmark_of
 from dropgen.features.studies.benchmarks.amos import INCLUDE_VA_CT
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.convert import convert
-from dropgen.features.studies.shift import choose_shifts, shift_study
+from dropgen.features.studies.shift import Copy, choose_shifts, shift_study
 from dropgen.features.studies.sources import MANIFEST
 from dropgen.features.studies.study import SPLITS, Study, load_study, read_study
 
@@ -74,9 +74,11 @@ def _shift(arguments: argparse.Namespace) -> dict[str, Any]:
     shifts = choose_shifts(arguments.shifts)
     with progress("copies") as bar:
         task = bar.add_task(f"shift {study.name}", total=None, note="")
-        path = shift_study(
-            study, arguments.raw, shifts, lambda copy: bar.update(task, advance=1, note=copy.shift or copy.case.id)
-        )
+
+        def count(copy: Copy, total: int) -> None:
+            bar.update(task, total=total, advance=1, note=copy.shift or copy.case.id)
+
+        path = shift_study(study, arguments.raw, shifts, count)
     shifted = load_study(path, arguments.root)
     say(f"{path}: {len(shifted.cases)} cases, held out in the domains {', '.join(sorted(_domains(shifted)))}")
     document = {"action": "shift", "study": shifted.name, "path": str(path), "cases": len(shifted.cases)}

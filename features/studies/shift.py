@@ -87,7 +87,7 @@ def choose_shifts(names: str) -> tuple[str, ...]:
 
 
 def shift_study(
-    study: Study, folder: Path, shifts: Sequence[str], on_copy: Callable[[Copy], None] = lambda copy: None
+    study: Study, folder: Path, shifts: Sequence[str], on_copy: Callable[[Copy, int], None] = lambda copy, total: None
 ) -> Path:
     """Writes a study with the same training cases and, of every other case, the original and one copy per shift.
 
@@ -99,7 +99,7 @@ def shift_study(
         study: Names files that exist.
         folder: Gets `study.yaml`, `manifest.csv` and `images/`.
         shifts: Names out of `SHIFTS`.
-        on_copy: Called before each copy.
+        on_copy: Called before each copy, with the number of all of them.
 
     Returns:
         The path of `study.yaml`.
@@ -113,7 +113,7 @@ def shift_study(
         raise StudyError(f"study {study.name}: no case is held out of training; give some the split val")
     rows = [_row(case, case.image, folder) for case in study.split("train")]
     for copy in copies:
-        on_copy(copy)
+        on_copy(copy, len(copies))
         rows.append(_written(copy, folder))
     untold = any(copy.case.domain in study.placeholder_spacing for copy in copies)
     description = {

@@ -99,6 +99,16 @@ def test_a_copy_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert image.stat().st_mtime_ns == before
 
 
+def test_every_copy_is_told_with_the_number_of_all_of_them(tmp_path: Path) -> None:
+    told: list[int] = []
+    study = make_study(tmp_path)
+    shifted = load_study(
+        shift_study(study, tmp_path / "out", ("gamma", "noisy"), lambda copy, total: told.append(total)), tmp_path
+    )
+    copies = [case for case in shifted.cases if case.split != "train"]
+    assert told == [len(copies)] * len(copies)
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
 def test_shifts_change_the_values_as_they_say(seed: int) -> None:
