@@ -117,6 +117,10 @@ class Training(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+Analysis = Literal[
+    "all", "condition1", "dependence", "robustness", "flatness", "runtime", "extractors", "features", "slices"
+]
+
 RULES: Mapping[str, str] = {
     "target_validation": "validation cases of domains that are not trained on (the paper's rule)",
     "source_validation": "validation cases of the training domains",
@@ -165,13 +169,15 @@ class Experiment(Frozen):
 
     A list as the value of a method option is a grid: `{name: dropgen, p: [0, 0.5]}` is two trials.
     With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range. `adaptations` are test-time methods, each
-    applied to the trained models that it suits; what they leave open is tuned on the validation cases.
+    applied to the trained models that it suits; what they leave open is tuned on the validation cases. `analyses` are
+    what is measured beside Dice once all is tested, each a figure and a CSV.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     study: Path
     methods: tuple[Component, ...] = (Component.of("dropgen"),)
     adaptations: tuple[Component, ...] = ()
+    analyses: tuple[Analysis, ...] = ()
     seeds: tuple[int, ...] = (42,)
     selection: Selection
     features: Features = Features()

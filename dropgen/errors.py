@@ -82,6 +82,10 @@ class ServiceError(DropGenError):
     """A running segmentation service refused a request or cannot be reached."""
 
 
+class NothingToAnalyseError(DropGenError):
+    """An experiment gives an analysis nothing to look at; the report says so and goes on."""
+
+
 class ExternalError(DropGenError):
     """Another program that was called to train or predict failed."""
 

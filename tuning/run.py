@@ -41,6 +41,7 @@ from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
 from dropgen.platform.training.choice import Choice
+from dropgen.tuning.analyses import analyse_all
 from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.columns import columns, columns_note
@@ -166,6 +167,7 @@ def run(
         rows = [*plain, *adapted_rows(plain, adapted)]
         if by_rank:
             rows = ranked(rows)
+        analyses = analyse_all(stages, bench, rows)
         found_pairs = significance(group_rows(rows))
         touches, spent = read_touches(folder), budget(bench, known_trials(bench, planned))
         summary = {
@@ -186,6 +188,7 @@ def run(
             "comparison": found_pairs.to_json() if found_pairs else None,
             "absent": [*absent_rows(plain, found["diverged"], adapted), *map(dict, unavailable)],
             "replay": replay,
+            "analyses": analyses,
             "budget": spent,
             "extraction": (extraction := extraction_of(stored, [result for _, result in results])),
             "columns": beside and {"lines": beside, "note": columns_note(beside)},
@@ -199,7 +202,7 @@ def run(
             ],
         }
         write_json(folder / "summary.json", summary)
-        shown = "absent", "headline", "replay", "touches", "columns"
+        shown = "absent", "headline", "replay", "analyses", "touches", "columns"
         stages.do(
             "report",
             digest([rows, measuring, *(summary[name] for name in shown), to_json(whole), code_version("platform")]),

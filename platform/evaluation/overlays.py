@@ -52,7 +52,7 @@ def overlay(pictures: Sequence[Picture], classes: Sequence[str]) -> Figure:
     )
     axes = figure.subplots(len(pictures), len(columns), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.14})
     for row, picture in zip(axes, pictures, strict=True):
-        image, masks, aspect = _slices(picture)
+        image, masks, aspect = slices_of(picture)
         low, high = contrast(image)
         for axis, column in zip(row, columns, strict=True):
             axis.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
@@ -122,8 +122,8 @@ class View:
         return plane[:, ::-1] if self.others[0] == 0 else plane
 
 
-def _slices(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """The chosen slice of image and masks, and its aspect."""
+def slices_of(picture: Picture) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """The chosen slice of image and masks in the square around what is labelled, and its aspect, as a `View` has it."""
     view = View.on(picture.image)
     image = view.turned(picture.image.array)
     masks = {name: view.turned(mask) for name, mask in picture.masks.items() if mask is not None}

@@ -97,7 +97,8 @@ def write_report(
         rows: One per trial, and one for every test-time method on a trial.
         headline: The finding in one sentence.
         context: Beyond the table: what is `absent` from it, how often the test cases were `touched`, `columns` beside
-            the chosen, `notes`, `replay`, `computed_seconds` per stage, `commit`, `command`, `versions`, and addresses.
+            the chosen, `notes`, `replay`, `analyses`, `computed_seconds` per stage, `commit`, `command`, `versions`,
+            and addresses.
     """
     groups = group_rows(rows)
     trained = [group for group in groups if group.rows[0]["adaptation"] is None]
@@ -131,6 +132,7 @@ def write_report(
         "columns_note": columns and columns["note"],
         "touched": context.get("touched", ""),
         **_replay(context.get("replay")),
+        "analyses": [_analysis(one) for one in context.get("analyses", ())],
         "trained": _training_note(
             [row for group in trained for row in group.rows], most_wait([result for result, _ in results])
         ),
@@ -311,16 +313,34 @@ def _replay(replay: Mapping[str, Any] | None) -> dict[str, Any]:
     """The figure, the sentences and the table's name of the comparison of replayed features; or why there is none."""
     if replay is None or replay["skipped"] or not Path(replay["figure"]).is_file():
         return {"replay": None, "replay_skipped": replay and replay["skipped"]}
-    figure = base64.b64encode(Path(replay["figure"]).read_bytes()).decode()
     return {
         "replay": {
-            "figure": f"data:image/svg+xml;base64,{figure}",
+            "figure": _picture_uri(Path(replay["figure"])),
             "said": " ".join(replay["said"]),
             "volumes": replay["volumes"],
             "table": "/".join(Path(replay["csv"]).parts[-2:]),
         },
         "replay_skipped": None,
     }
+
+
+def _analysis(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Its figure as an address and its table's name; or why there is none."""
+    gone = None if found["skipped"] or Path(found["figure"]).is_file() else f"{found['figure']} is gone"
+    skipped = found["skipped"] or gone
+    return {
+        "title": found["title"],
+        "about": found["about"],
+        "skipped": skipped,
+        "said": " ".join(found["said"]),
+        "figure": None if skipped else _picture_uri(Path(found["figure"])),
+        "table": None if skipped else "/".join(Path(found["csv"]).parts[-2:]),
+    }
+
+
+def _picture_uri(path: Path) -> str:
+    kind = "png" if path.suffix == ".png" else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _command(words: object) -> str | None:

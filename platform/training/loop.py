@@ -17,6 +17,7 @@ from dropgen.platform.methods import Method
 from dropgen.platform.training.batches import Batches, Prefetched
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
 from dropgen.platform.training.learner import Learner
+from dropgen.platform.training.probe import Probe
 from dropgen.platform.training.workers import Workers
 
 LAST = "last.ckpt"
@@ -52,12 +53,14 @@ class History:
         losses: Step and loss.
         validation: Step and Dice by the selection rule.
         beside: The same by the rule that only watches, where one does.
+        probes: Step, cosine (None where there is none) and inner product of condition 1, where it is asked for.
         resumed: Steps from which a later process went on.
     """
 
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     beside: list[tuple[int, float]] = field(default_factory=list)
+    probes: list[tuple[int, float | None, float]] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -114,6 +117,7 @@ class Task:
         rule: The selection rule.
         beside: A rule that only watches, to tell what it would have chosen; None where nobody asks.
         folder: Where `last.ckpt` lives.
+        probe: What is measured of the network on the way; None where nobody asks.
     """
 
     network: nn.Module
@@ -124,6 +128,7 @@ class Task:
     beside: Judge | None
     folder: Path
     device: str
+    probe: Probe | None = None
 
 
 def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -> History:
@@ -145,6 +150,10 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
     for index, batch in loader:
         step = index + 1
         pending.append((step, learner.step(wrapped, batch)))
+        if task.probe is not None and workers.rank == 0 and task.probe.due(step):
+            pause_began = time.perf_counter()
+            history.probes.append((step, *task.probe(learner.network)))
+            paused += time.perf_counter() - pause_began
 
         validating = step % training.validate_every == 0 or step == training.steps
         saving = validating or step % training.checkpoint_every == 0
@@ -205,6 +214,7 @@ def _save(task: Task, learner: Learner, step: int, history: History) -> None:
             "losses": history.losses,
             "validation": history.validation,
             "beside": history.beside,
+            "probes": history.probes,
             "resumed": history.resumed,
             "train_seconds": history.train_seconds,
             "wait_seconds": history.wait_seconds,
@@ -223,6 +233,7 @@ def _restore(task: Task, learner: Learner) -> tuple[int, History]:
         [tuple(entry) for entry in state["losses"]],
         [tuple(entry) for entry in state["validation"]],
         [tuple(entry) for entry in state["beside"]],
+        [tuple(entry) for entry in state["probes"]],
         [*state["resumed"], int(state["step"])],
         state["train_seconds"],
         state["wait_seconds"],

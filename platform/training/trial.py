@@ -29,6 +29,7 @@ from dropgen.platform.training.bench import BESIDE, BUNDLE, Workbench
 from dropgen.platform.training.dial import Dialled, dial
 from dropgen.platform.training.loop import History, Judge, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
+from dropgen.platform.training.probe import probe_of
 from dropgen.platform.training.workers import Workers
 
 DIVERGED = "diverged.json"
@@ -92,6 +93,7 @@ def run_trial(
         else None,
         folder=folder,
         device=device,
+        probe=probe_of(bench, method, device),
     )
     try:
         history = fit(task, workers, on_progress)
@@ -246,6 +248,7 @@ def _result(
         "curve": {
             "loss": [[*entry] for entry in history.losses],
             "validation": [[*entry] for entry in history.validation],
+            "condition1": [[*entry] for entry in history.probes],
         },
         "resumed": history.resumed,
         "bundle": str(folder / BUNDLE),
