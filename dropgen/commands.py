@@ -191,12 +191,17 @@ VERBS: dict[str, Verb] = {
             "compare stored online", "compare stored online --margin 1",
             "compare stored online --margin 1 --method 'dropgen p=0.5'",
             "compare runs/stored /mnt/cluster/runs/online --margin 0.5 --json",
+            "compare asha-grid asha --search > docs/results/asha.md",
         ),
         (
             option("a", metavar="A", help="an experiment that has been run: its name, or its folder under any root"),
             option("b", metavar="B", help="another, to be told apart from A"),
             option("--margin", type=float, help="say whether B loses less than so many Dice points (default: do not)"),
             option("--method", help="compare this one alone, by its label, for example 'dropgen p=0.5' (default: all)"),
+            option(
+                "--search", action="store_true",
+                help="compare how they searched: A trained its whole grid, B stopped trials early (prints Markdown)",
+            ),
         ),
     ),
     "register": Verb(

@@ -29,6 +29,7 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
 from dropgen.platform.evaluation import replay_record
+from dropgen.platform.evaluation.early_stop import early_stop_note
 from dropgen.platform.evaluation.kept import Checkpoint
 from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
@@ -45,6 +46,7 @@ from dropgen.tuning.analyses import analyse_all
 from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.choice import champion, keys_to_test
 from dropgen.tuning.columns import columns, columns_note
+from dropgen.tuning.early_stops import early_stops
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
 from dropgen.tuning.search import open_bench, refuse_measure, search
@@ -190,12 +192,14 @@ def run(
             "replay": replay,
             "analyses": analyses,
             "budget": spent,
+            "early_stop": (stops := early_stops(bench, planned)),
             "extraction": (extraction := extraction_of(stored, [result for _, result in results])),
             "columns": beside and {"lines": beside, "note": columns_note(beside)},
             "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
                 budget_note(spent),
+                *(early_stop_note(stops) if stops else ()),
                 *extraction_notes(extraction),
                 *seed_notes(rows),
                 *(replay["said"][:1] if replay["exact"] is False and study.orientation_augmentation else []),

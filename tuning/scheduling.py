@@ -28,7 +28,7 @@ def scheduler(bench: Workbench, space: Space) -> TrialScheduler | None:
     Time is counted in validated steps: between validations a trial repeats its last Dice.
     """
     name, training = bench.experiment.search.scheduler, bench.experiment.training
-    grace = min(training.steps, max(training.validate_every, training.steps // REDUCTION**2))
+    grace = _grace(training)
     halving = {
         "time_attr": "validated_step", "max_t": training.steps, "grace_period": grace, "reduction_factor": REDUCTION
     }  # fmt: skip
@@ -40,6 +40,16 @@ def scheduler(bench: Workbench, space: Space) -> TrialScheduler | None:
         # To pause a trial would cost a process start and give nothing: nobody waits for its place.
         return _Median(bench, space, "median", time_attr="validated_step", grace_period=grace, min_time_slice=math.inf)
     return None
+
+
+def rungs(training: Training) -> list[int]:
+    """The steps at which ASHA looks."""
+    every = (_grace(training) * REDUCTION**level for level in range(training.steps.bit_length()))
+    return [step for step in every if step < training.steps]
+
+
+def _grace(training: Training) -> int:
+    return min(training.steps, max(training.validate_every, training.steps // REDUCTION**2))
 
 
 def _brackets(training: Training, grace: int) -> int:
@@ -69,7 +79,7 @@ class _Noted:
     def _note(self, result: Mapping[str, Any]) -> dict[str, Any]:
         step, dice = result["validated_step"], result["val_dice"]
         why = f"{self._title}: val Dice {dice:.3f} at step {step} is {self.behind}"
-        return {"step": step, "val_dice": dice, "why": why}
+        return {"step": step, "val_dice": dice, "steps": result["step"], "why": why}
 
 
 class _Halving(_Noted, ASHAScheduler):

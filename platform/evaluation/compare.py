@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,17 @@ from rich.table import Table
 from dropgen import console
 from dropgen.errors import ConfigError
 from dropgen.platform.evaluation.bootstrap import DRAWS
+from dropgen.platform.evaluation.early_stop import judge, verdict_lines
 from dropgen.platform.evaluation.findings import cautions, interval, signed
-from dropgen.platform.evaluation.paired import LEAST_IN_DOMAIN, LEAST_SUBJECTS, Paired, pair, read_results
+from dropgen.platform.evaluation.paired import (
+    LEAST_IN_DOMAIN,
+    LEAST_SUBJECTS,
+    Paired,
+    pair,
+    read_results,
+    read_summary,
+    read_trained,
+)
 from dropgen.platform.evaluation.results import ABSENT, points
 
 LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
@@ -33,6 +43,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     margin: float | None = arguments.margin
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise ConfigError(f"--margin = {margin}: name the Dice points that may be lost, more than 0, as in --margin 1")
+    if arguments.search:
+        return _searches(arguments.a, arguments.b, arguments.root)
     a, b = (read_results(name, arguments.root) for name in (arguments.a, arguments.b))
     found = pair(a, b, arguments.method, None if margin is None else margin / 100)
     notes = [*(_sentence(one, margin) for one in found), *_limits(found, margin)]
@@ -45,8 +57,32 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "margin": None if margin is None else margin / 100,
         "draws": DRAWS,
         "methods": [asdict(one) for one in found],
+        "search": None,
         "notes": notes,
     }
+
+
+def _searches(grid: str, stopped: str, root: Path) -> dict[str, Any]:
+    """What early stopping saved, and whether it chose as well as the whole grid.
+
+    Raises:
+        ConfigError: The second stopped nothing, or the first did or lacks a setting.
+        CheckpointError: One of them was not run to its end.
+    """
+    (_, whole), (_, partly) = (read_summary(name, root) for name in (grid, stopped))
+    record = partly.get("early_stop")
+    if record is None or whole.get("early_stop") is not None:
+        raise ConfigError(
+            f"--search compares a whole grid with a search that stops trials: run '{grid}' with search.scheduler=none "
+            f"and '{stopped}' with search.scheduler=asha"
+        )
+    found = judge(read_trained(grid, root), record)
+    for line in verdict_lines(found, record["scheduler"], grid, stopped):
+        console.say(line)
+    return {
+        "a": grid, "b": stopped, "margin": None, "draws": DRAWS, "methods": [],
+        "search": [one.to_json() for one in found], "notes": [],
+    }  # fmt: skip
 
 
 def _table(found: Sequence[Paired], title: str, margin: float | None) -> str:

@@ -95,6 +95,22 @@ def read_results(name: str, root: Path) -> Results:
         CheckpointError: Nothing is there, or nothing of a run.
         ConfigError: A method has a seed twice.
     """
+    folder, summary = read_summary(name, root)
+    home, lines = Path(summary["report"]).parent, dict[str, dict[int, Line]]()
+    for row in summary["table"]:
+        seeds = lines.setdefault(label_of(row), {})
+        if row["seed"] in seeds:
+            raise ConfigError(f"'{name}' has seed {row['seed']} of '{label_of(row)}' twice; run it with each once")
+        seeds[row["seed"]] = Line(row, folder / Path(row["evaluation"]).relative_to(home))
+    return Results(name, lines)
+
+
+def read_summary(name: str, root: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of an experiment, as for `read_results`, and its `summary.json`.
+
+    Raises:
+        CheckpointError: Nothing is there, or nothing of a run.
+    """
     folders = root / name, Path(name).expanduser()
     found = [(folder, summary) for folder in folders if (summary := read_json(folder / "summary.json")) is not None]
     if not found:
@@ -107,13 +123,25 @@ def read_results(name: str, root: Path) -> Results:
         raise CheckpointError(
             f"{folder / 'summary.json'} is not the summary of a run; name the folder of an experiment"
         )
-    home, lines = Path(summary["report"]).parent, dict[str, dict[int, Line]]()
+    return folder, summary
+
+
+def read_trained(name: str, root: Path) -> list[dict[str, Any]]:
+    """Every trial's `result.json` of a finished run, be it moved since.
+
+    Raises:
+        CheckpointError: As `read_summary`, or a trial's result is missing.
+    """
+    folder, summary = read_summary(name, root)
+    home, results = Path(summary["report"]).parent, list[dict[str, Any]]()
     for row in summary["table"]:
-        seeds = lines.setdefault(label_of(row), {})
-        if row["seed"] in seeds:
-            raise ConfigError(f"'{name}' has seed {row['seed']} of '{label_of(row)}' twice; run it with each once")
-        seeds[row["seed"]] = Line(row, folder / Path(row["evaluation"]).relative_to(home))
-    return Results(name, lines)
+        if row["adaptation"] is None:
+            path = folder / Path(row["folder"]).relative_to(home) / "result.json"
+            result = read_json(path)
+            if result is None:
+                raise CheckpointError(f"{path} is missing; the same dropgen run writes it again")
+            results.append(result)
+    return results
 
 
 def label_of(row: Row) -> str:
