@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1d2733", "#66727f", "#e3e7eb"
 METHOD_COLOURS = {"erm": "#7b8794", "rep_only": "#d08a1d", "dropgen": "#0b7a75"}
-OTHER_COLOURS = ("#5b6ee1", "#b0467a", "#6b8e23", "#8d5a2b")
+OTHER_COLOURS = ("#5b6ee1", "#b0467a", "#6b8e23", "#8d5a2b", "#3aa0c9", "#c94f3a", "#7d5fb2", "#a3a12b")
 SOURCE_MARK, UNSEEN_MARK = "o", "D"
 
 

@@ -127,11 +127,11 @@ class Scene:
         touch = Touch.of("analyse", model.row["trial"], model.trial, None, "chosen", cases, self.bench.index)
         touch.log(self.bench.root / self.bench.experiment.name)
 
-    def read(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Prepared, np.ndarray]]:
-        """Every case from its files: prepared as a prediction prepares it, and the truth on its own grid."""
+    def read(self, cases: Sequence[Case], segmenter: Segmenter) -> Iterator[tuple[Case, Prepared, np.ndarray]]:
+        """Every case from its files: prepared as the segmenter prepares it, and the truth on its own grid."""
         for case in cases:
             assert case.label is not None
-            prepared = prepare(read_volume(case.image), self.bench.study.preparation, case.modality)
+            prepared = prepare(read_volume(case.image), segmenter.spec.preparation, case.modality)
             yield case, prepared, read_mask(case.label).array
 
     def score(

@@ -50,7 +50,7 @@ def analyse(scene: Scene) -> Analysed:
                 })  # fmt: skip
     panels = [Panel(title, axis, {name: _curve(rows, name, kind) for name in found}, "CKA with the clean image's")
               for kind, title, axis in PANELS]  # fmt: skip
-    figure = level_lines(panels, {name: name for name in found})
+    figure = level_lines(panels, {name: extractor.name for name, extractor in found.items()})
     return Analysed(rows, figure, [*_said(rows, list(found)), *missing])
 
 
@@ -69,13 +69,13 @@ def _extractors(scene: Scene) -> tuple[dict[str, Extractor], list[str]]:
     if own.name == ANATOMIX.name and own not in taps:
         wanted.insert(0, own)
     found: dict[str, Extractor] = {}
-    missing: dict[str, str] = {}
+    missing: list[str] = []
     for component in wanted:
         try:
             found["image alone" if component.name in UNCHANGED else component.label] = build(component)
-        except (ConfigError, WeightsError) as error:
-            missing.setdefault(component.name, str(error).partition(":")[0].partition(";")[0])
-    return found, [f"Not compared: {', '.join(missing)}, whose weights are not here."] if missing else []
+        except (ConfigError, WeightsError):
+            missing.append(component.label)
+    return found, [f"Not compared, because they cannot be built here: {', '.join(missing)}."] if missing else []
 
 
 def _middle(scene: Scene, case: str) -> tuple[slice, ...]:

@@ -35,10 +35,12 @@ def analyse(scene: Scene) -> Analysed:
     if scene.bench.extractor is None:
         raise NothingToAnalyseError("no method of the experiment reads features")
     extractor = build(scene.bench.experiment.features.extractor, scene.device)
-    seen, cases = [], _pair(scene)
+    seen, cases = [], _cases(scene)
+    spreads: dict[str, Tensor] = {}
     for case in scene.track(cases, len(cases)):
         prepared, _, label = scene.bench.stored(case)
         raw = torch.from_numpy(extract(extractor, np.asarray(prepared.unit), scene.device)[0])
+        spreads[case.id] = raw.std(dim=(1, 2, 3))
         seen.append((case, prepared, label, instance_norm(raw[None])[0]))
     mean_c, axes_c3, explained = components(torch.cat([values.flatten(1) for *_, values in seen], dim=1))
     shown = np.linspace(0, extractor.channels - 1, min(CHANNELS, extractor.channels)).round().astype(int)
@@ -54,9 +56,9 @@ def analyse(scene: Scene) -> Analysed:
     rows: list[dict[str, Any]] = [
         {"what": "component", "index": index, "case": "", "value": value} for index, value in enumerate(explained)
     ] + [
-        {"what": "channel_sd_before_norm", "index": c, "case": case.id, "value": float(sd)}
-        for case, *_ in seen
-        for c, sd in enumerate(_raw_sd(scene, extractor, case))
+        {"what": "channel_sd_before_norm", "index": c, "case": name, "value": value}
+        for name, spread in spreads.items()
+        for c, value in enumerate(spread.tolist())
     ]
     names = " and ".join(f"{case.id} ({case.domain})" for case, *_ in seen)
     return Analysed(
@@ -92,12 +94,7 @@ def components(values_cn: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     return mean.float(), first.float(), shares
 
 
-def _raw_sd(scene: Scene, extractor: Any, case: Case) -> np.ndarray:
-    unit = np.asarray(scene.bench.stored(case)[0].unit)
-    return np.asarray(extract(extractor, unit, scene.device)[0].std(axis=(1, 2, 3)))
-
-
-def _pair(scene: Scene) -> list[Case]:
+def _cases(scene: Scene) -> list[Case]:
     """The first training case, and the first validation case of every unseen domain, two at most."""
     study = scene.bench.study
     train = study.split("train")[0]

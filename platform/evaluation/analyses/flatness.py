@@ -30,8 +30,8 @@ def analyse(scene: Scene) -> Analysed:
         segmenter = scene.load(model)
         weights = [parameter.detach().clone() for parameter in segmenter.network.parameters()]
         scores: dict[tuple[float, int], list[Any]] = {setting: [] for setting in settings}
-        for case, prepared, truth in scene.read(cases):
-            features = segmenter.raw_features(prepared)
+        for case, prepared, truth in scene.read(cases, segmenter):
+            features = segmenter.features(prepared)
             for sigma, seed in settings:
                 shake(segmenter.network, weights, sigma, seed)
                 scores[sigma, seed].append((case, scene.score(segmenter, prepared, truth, features)))

@@ -30,16 +30,13 @@ def analyse(scene: Scene) -> Analysed:
     cases, models = scene.test_cases, scene.chosen_models
     settings = _settings()
     scores: dict[tuple[str, str, float, int], list[Any]] = {}
-    loaded = {}
-    for model in models:
+    for model in scene.track(models, len(models)):
         scene.touch(model, cases)
-        loaded[model.name] = scene.load(model)
-    for case, prepared, truth in scene.track(scene.read(cases), len(cases)):
-        for kind, level, seed, change in settings:
-            changed = corrupted(prepared, change)
-            for name, segmenter in loaded.items():
-                found = scene.score(segmenter, changed, truth)
-                scores.setdefault((name, kind, level, seed), []).append((case, found))
+        segmenter = scene.load(model)
+        for case, prepared, truth in scene.read(cases, segmenter):
+            for kind, level, seed, change in settings:
+                found = scene.score(segmenter, corrupted(prepared, change), truth)
+                scores.setdefault((model.name, kind, level, seed), []).append((case, found))
     rows = [
         {
             "model": name, "kind": kind, "level": level, "seed": seed,

@@ -104,7 +104,7 @@ def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
         ours, paper = row["resident_percent_over_erm"], row["paper_percent_over_erm"]
         if ours is not None and paper is not None:
             said.append(
-                f"{row['model']} takes {ours:+.1f}% of ERM's time for a step on a batch that is there "
-                f"({row['resident_s']:.3g} ± {row['resident_sd']:.1g} s), in the paper {paper:+.1f}%.".replace("-", "−")
+                f"A step of {row['model']} on a batch that is there takes {row['resident_s']:.3g} ± "
+                f"{row['resident_sd']:.1g} s, {ours:+.1f}% beside ERM's; in the paper {paper:+.1f}%.".replace("-", "−")
             )
     return said or ["Without ERM in the experiment there is nothing to relate the seconds to."]

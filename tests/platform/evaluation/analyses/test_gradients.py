@@ -40,7 +40,7 @@ def test_a_network_without_image_weights_has_cosine_1_on_the_batch_of_a_trial(sc
     assert inner > 0
 
 
-def test_a_probed_training_is_the_same_training_also_when_it_is_resumed(root: Path, tmp_path: Path) -> None:
+def test_a_probed_training_is_the_same_training_to_the_bit(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "other")
     results = []
     for place, analyses in ((root, []), (tmp_path / "other", ["all"])):
