@@ -20,6 +20,8 @@ from dropgen.errors import ConfigError, closest
 
 Section = TypeVar("Section", bound=BaseModel)
 
+INTENSITY = "intensity"  # the option of every method that is no hyperparameter: an intensity rule beside the study's
+
 
 class Frozen(BaseModel):
     """Base of every configuration section: immutable, unknown keys refused."""
@@ -59,6 +61,11 @@ class Component(BaseModel):
     def of(cls, name: str, **options: Any) -> Self:
         """Builds a component from a name and its options."""
         return cls.model_validate({"name": name, **options})
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The options of a method without the intensity rule that its trials are prepared under."""
+        return {key: value for key, value in self.options.items() if key != INTENSITY}
 
     @property
     def label(self) -> str:
@@ -168,9 +175,10 @@ class Experiment(Frozen):
     """One experiment: a study, the methods to compare on it, and how they are trained and chosen.
 
     A list as the value of a method option is a grid: `{name: dropgen, p: [0, 0.5]}` is two trials.
-    With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range. `adaptations` are test-time methods, each
-    applied to the trained models that it suits; what they leave open is tuned on the validation cases. `analyses` are
-    what is measured beside Dice once all is tested, each a figure and a CSV.
+    With the tpe sampler `{p: {low: 0, high: 0.95}}` is a continuous range. Every method takes `intensity`, a rule that
+    its trials scale intensities by instead of the study's: `{name: erm, intensity: [minmax, zscore]}`. `adaptations`
+    are test-time methods, each applied to the trained models that it suits; what they leave open is tuned on the
+    validation cases. `analyses` are what is measured beside Dice once all is tested, each a figure and a CSV.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -186,6 +194,13 @@ class Experiment(Frozen):
     evaluation: Evaluation = Evaluation()
     search: Search = Search()
 
+    @property
+    def intensities(self) -> tuple[str, ...]:
+        """The rules that its methods name beside the study's, each once."""
+        given = [method.options.get(INTENSITY) for method in self.methods]
+        named = [rule for one in given for rule in (one if isinstance(one, list | tuple) else [one])]
+        return tuple(dict.fromkeys(str(rule) for rule in named if rule is not None))
+
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if not self.methods or not self.seeds:
@@ -198,6 +213,12 @@ class Trial(Frozen):
 
     method: Component
     seed: int
+
+    @property
+    def intensity(self) -> str | None:
+        """The intensity rule that it is trained and tested under; None for the study's."""
+        rule: str | None = self.method.options.get(INTENSITY)
+        return rule
 
     @property
     def label(self) -> str:

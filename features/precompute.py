@@ -29,7 +29,7 @@ from dropgen.features.demand import Demand, demand_of
 from dropgen.features.extractors import build
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import KINDS, FeatureStore
-from dropgen.features.studies.study import Study, load_study
+from dropgen.features.studies.study import Study, load_study, under_rule
 from dropgen.features.worker import Outcome, Recipe, Work
 from dropgen.manifest import Manifest, digest, git_commit
 
@@ -132,9 +132,30 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     config = to_json(experiment)
     manifest = Manifest(arguments.root / experiment.name / "precompute.manifest.json", "precompute", config)
     with manifest.running():
-        document = precompute(experiment, study, arguments.root, arguments.workers, arguments.address)
+        studies = dict.fromkeys([study.intensity if isinstance(study.intensity, str) else "", *experiment.intensities])
+        documents = [
+            precompute(
+                experiment, under_rule(study, rule) if rule else study, arguments.root, arguments.workers,
+                arguments.address,
+            )
+            for rule in studies
+        ]  # fmt: skip
+        document = _joined(documents)
         manifest.finish_stage("precompute", digest(config), document["seconds"], [], document)
     return document
+
+
+def _joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The document of a study under several intensity rules: counts are added, the rest is of the study's own rule."""
+    first, *others = documents
+    joined = dict(first)
+    for other in others:
+        for counts in ("computed", "reused", "missing"):
+            joined[counts] = {kind: joined[counts][kind] + other[counts][kind] for kind in KINDS}
+        for name in ("bytes", "seconds"):
+            joined[name] += other[name]
+        joined["workers"] = [*joined["workers"], *other["workers"]]
+    return joined
 
 
 def missing_work(study: Study, index: StudyIndex, store: FeatureStore) -> list[Work]:

@@ -95,6 +95,7 @@ def evaluate_trial(
         return finished
     inputs = _inputs(bench, trial, adapt, checkpoint)
     stable = stable_trial(bench.experiment, trial, adapt)
+    ruled = bench.under(trial)
     cases = held_out_cases(bench.study, bench.experiment.selection.rule)
     total = len(cases) + (0 if adapt is None else tries(bench, adapt))
     done = itertools.count(1)
@@ -105,8 +106,8 @@ def evaluate_trial(
     segmenter = load_kept(bench, trial, checkpoint, choose_device(bench.experiment.training.device))
     adaptation: dict[str, Any] = {}
     if adapt is not None:
-        segmenter, adaptation = adapt_trial(bench, segmenter, stable, adapt, predicted)
-    touch = Touch.of(verb, bench.key(trial), trial, adapt, checkpoint, cases, bench.index)
+        segmenter, adaptation = adapt_trial(ruled, segmenter, stable, adapt, predicted)
+    touch = Touch.of(verb, bench.key(trial), trial, adapt, checkpoint, cases, ruled.index)
     touch.log(bench.root / bench.experiment.name)
     scores: list[tuple[Case, Measured]] = []
     tolerance = bench.experiment.evaluation.nsd_tolerance
@@ -145,10 +146,11 @@ def _inputs(bench: Workbench, trial: Trial, adapt: Component | None, checkpoint:
         weights.append(fingerprint_file(bench, stable, "chosen"))
     rule = bench.experiment.selection.rule
     cases = held_out_cases(bench.study, rule)
+    index = bench.under(trial).index
     seen = cases if adapt is None else (*cases, *validation_cases(bench.study, rule))
     return digest([
         [file_digest(file) for file in weights],
-        {case.id: dataclasses.asdict(bench.index.keys[case.id]) for case in seen},
+        {case.id: dataclasses.asdict(index.keys[case.id]) for case in seen},
         how(bench.study, bench.experiment.evaluation),
         code_version("features", "platform"),
     ])  # fmt: skip

@@ -24,7 +24,7 @@ from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.external import split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.train import Workbench
-from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
+from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable, ruled_studies
 from dropgen.platform.training.choice import Choice
 from dropgen.tuning.disk import kept_bytes
 from dropgen.tuning.evaluations import require_adaptable
@@ -117,6 +117,11 @@ def look_ahead(
         index = StudyIndex.of(study, stored, ours.features.dtype, bench.store)
     works = missing_work(study, index, bench.store)
     demand = demand_of(works, study, stored, ours.features.dtype)
+    disk, cases = demand.disk, {work.case.id for work in works}
+    for other, ruled in ruled_studies(bench.experiment, study, stored, bench.store).values():
+        more = missing_work(other, ruled, bench.store)
+        cases |= {work.case.id for work in more}
+        disk += demand_of(more, other, stored if ruled.extractor else None, ours.features.dtype).disk
     trials = [*fixed_work(bench, planned), *(space_work(bench, space) for space in planned.spaces)]
     if not tests:
         trials = [replace(work, tests=0) for work in trials]
@@ -131,9 +136,9 @@ def look_ahead(
         adaptations=adaptations,
         externals=external_work(bench, baselines) if tests else (),
         unavailable=tuple(unavailable),
-        store_cases=len(works),
+        store_cases=len(cases),
         disk={
-            "store": demand.disk,
+            "store": disk,
             "checkpoints": checkpoints + (registered if checkpoints else 0),
             "masks": tested * masks,
         },
@@ -186,7 +191,8 @@ def _unopened(experiment: Experiment, planned: Plan, study: Study, root: Path) -
     stored = extractor if source == "stored" else None
     index = StudyIndex.of(study, stored, features.dtype, store)
     shown = experiment.model_copy(update={"methods": planned.methods})
-    return Workbench(shown, root, study, store, extractor, index, choice), storing, notes
+    rules = ruled_studies(shown, study, stored, store)
+    return Workbench(shown, root, study, store, extractor, index, choice, rules), storing, notes
 
 
 def _mask_bytes(cases: Sequence[Case]) -> int:

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import ray
@@ -33,14 +34,14 @@ from dropgen.platform.evaluation.early_stop import early_stop_note
 from dropgen.platform.evaluation.kept import Checkpoint
 from dropgen.platform.evaluation.measures import how
 from dropgen.platform.evaluation.report import build_report
-from dropgen.platform.evaluation.results import group_rows
+from dropgen.platform.evaluation.results import group_rows, rules_note
 from dropgen.platform.evaluation.significance import significance
 from dropgen.platform.evaluation.touches import read_touches, touches_said
 from dropgen.platform.external import EXTERNALS, require_available, split
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
-from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable
+from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable, ruled_studies
 from dropgen.platform.training.choice import Choice
 from dropgen.tuning.analyses import analyse_all
 from dropgen.tuning.budget import budget, budget_note
@@ -175,6 +176,7 @@ def run(
         summary = {
             "experiment": experiment.name,
             "headline": headline(rows),
+            "intensity": study.intensity if isinstance(study.intensity, str) else dict(study.intensity),
             "store": bench.store.location,
             "tracking_uri": found["tracking_uri"],
             "model_uri": model_uri,
@@ -198,6 +200,7 @@ def run(
             "touches": {"count": len(touches), "said": touches_said(touches, rows)},
             "notes": [
                 *notes,
+                rules_note(group_rows(rows), study.intensity),
                 budget_note(spent),
                 *(early_stop_note(stops) if stops else ()),
                 *extraction_notes(extraction),
@@ -249,22 +252,32 @@ def _precompute(
         needed = worth_storing(experiment, study, extractor, root, store)
         extractor = extractor if needed else None
     index = StudyIndex.of(study, extractor, features.dtype, store)
-    missing = index.missing(store)
+    shown = experiment.model_copy(update={"methods": planned.methods})
+    every = {"precompute": (study, index)}
+    for rule, ruled in ruled_studies(shown, study, extractor, store).items():
+        every[f"precompute {rule}"] = ruled
+    total = {"entries": 0, "extracted": 0}
+    for name, (prepared, entries) in every.items():
+        missing = entries.missing(store)
+        work = partial(_stored, experiment, prepared, entries, root, join_ray, bool(missing))
+        result = stages.do(name, entries.digest, work, due=bool(missing))
+        total = {key: value + result[key] for key, value in total.items()}
+    return total
 
-    def work() -> tuple[list[Path], Any]:
-        if missing:
-            join_ray()
-            workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
-            document = precompute(experiment, study, root, workers, features=needed)
-            effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
-            extracted = document["computed"]["features"]
-        else:
-            effort, extracted = {}, 0
-        entries = len({keys.features for keys in index.keys.values() if keys.features is not None})
-        return [], {"cases": len(index.keys), "entries": entries, "extracted": extracted} | effort
 
-    result: dict[str, Any] = stages.do("precompute", index.digest, work, due=bool(missing))
-    return result
+def _stored(
+    experiment: Experiment, study: Study, index: StudyIndex, root: Path, join_ray: Callable[[], None], missing: bool
+) -> tuple[list[Path], Any]:
+    """Puts what a study lacks into the store; what has to be told of it."""
+    effort, extracted = dict[str, Any](), 0
+    if missing:
+        join_ray()
+        workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
+        document = precompute(experiment, study, root, workers, features=index.extractor is not None)
+        effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
+        extracted = document["computed"]["features"]
+    held = len({keys.features for keys in index.keys.values() if keys.features is not None})
+    return [], {"cases": len(index.keys), "entries": held, "extracted": extracted} | effort
 
 
 def worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path, store: FeatureStore) -> bool:

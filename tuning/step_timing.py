@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from dropgen.config import Trial
+from dropgen.config import Component, Trial
 from dropgen.errors import StoreError
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
@@ -67,7 +67,10 @@ def time_work(bench: Workbench, trials: Mapping[str, Trial], on_timed: Callable[
         small, case_seconds = _small(bench, Path(folder))
         torch.set_num_threads(training.threads)
         steps, predictions = {}, {}
-        for name, trial in trials.items():
+        for name, ruled in trials.items():
+            # A step takes as long under every intensity rule, and the few cases are prepared under the study's.
+            method = Component.of(ruled.method.name, **ruled.method.hyperparameters)
+            trial = Trial(method=method, seed=ruled.seed)
             contender = Contender.of(small, trial, device)
             for _ in range(BLOCKS):
                 contender.run()

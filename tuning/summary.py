@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dropgen.platform.evaluation.results import Group, group_rows, points, ranking
+from dropgen.platform.evaluation.results import Group, chosen_of_each, group_rows, points, ranking
 from dropgen.platform.evaluation.significance import may_be_called_better
 from dropgen.platform.methods import METHODS
 from dropgen.tuning.choice import PROPOSED, choose
@@ -178,7 +178,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     if ours is None:
         best = max(groups, key=lambda group: group.spread("val_dice").mean or 0.0)
         return f"{best.name} has the best validation Dice, {_points(best, 'val_dice')}; DropGen was not part of this."
-    rivals = [group for group in groups if group.method != PROPOSED and group.spread("unseen").mean is not None]
+    others = (group for group in chosen_of_each(groups) if group.method != PROPOSED)
+    rivals = [group for group in others if group.spread("unseen").mean is not None]
     ours_unseen = ours.spread("unseen").mean
     zero = "The chosen p is 0: on the validation cases dropping channels did not help. " if _p(ours) == 0 else ""
     if ours_unseen is None:

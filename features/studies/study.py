@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast, get_args
 
@@ -25,6 +25,7 @@ SPLITS_WITH_LABELS = ("train", "val")
 LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_ID = "zarr.json"  # the name of every Zarr node's metadata
 DEFAULT_DOMAIN = "default"
+CT, HU = "CT", "hu"  # the modality whose values are Hounsfield units, and the rule for them
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Voxels = Annotated[int, Field(ge=1)]
@@ -255,6 +256,24 @@ def _groups(cases: Sequence[Case], keys: Sequence[str]) -> list[list[Case]]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def under_rule(study: Study, rule: str) -> Study:
+    """The same cases with their intensities scaled by one rule, whatever the study's is; itself where it is that one.
+
+    Raises:
+        ConfigError: The rule is unknown, or one of Hounsfield units and a case is no CT.
+    """
+    require_rule(rule)
+    if study.intensity == rule:
+        return study
+    others = [case for case in study.cases if case.modality is not None and case.modality.upper() != CT]
+    if rule == HU and others:
+        raise ConfigError(
+            f"intensity = {HU} is for CT, and case {others[0].id} of study {study.name} is {others[0].modality}; name "
+            "minmax, percentile or zscore"
+        )
+    return replace(study, name=f"{study.name}-{rule}", intensity=rule)
 
 
 def validation_cases(study: Study, rule: str) -> tuple[Case, ...]:

@@ -39,18 +39,20 @@ def choose_adapted(experiment: Experiment, trials: Sequence[Trial], adapt: Compo
 
 
 def stable_trial(experiment: Experiment, trial: Trial, adapt: Component | None) -> Trial | None:
-    """The RepOnly trial of the same seed, where a test-time method needs one.
+    """The RepOnly trial of the same seed and intensity rule, where a test-time method needs one.
 
     Raises:
         ConfigError: The experiment has none.
     """
     if adapt is None or not build(adapt).needs_stable:
         return None
-    found = [one for one in trials_of(experiment) if one.method.name == STABLE and one.seed == trial.seed]
+    wanted = STABLE, trial.seed, trial.intensity
+    found = [one for one in trials_of(experiment) if (one.method.name, one.seed, one.intensity) == wanted]
     if not found:
+        rule = "" if trial.intensity is None else f" intensity={trial.intensity}"
         raise ConfigError(
-            f"{adapt.name} needs the trial '{STABLE} seed={trial.seed}' beside '{trial.label}', and experiment "
-            f"'{experiment.name}' has no method {STABLE}; add it to methods and train it"
+            f"{adapt.name} needs the trial '{STABLE}{rule} seed={trial.seed}' beside '{trial.label}', and experiment "
+            f"'{experiment.name}' has no method {STABLE}{rule}; add it to methods and train it"
         )
     return found[0]
 

@@ -21,12 +21,13 @@ from dropgen.platform.evaluation.paired import (
     LEAST_IN_DOMAIN,
     LEAST_SUBJECTS,
     Paired,
+    Results,
     pair,
     read_results,
     read_summary,
     read_trained,
 )
-from dropgen.platform.evaluation.results import ABSENT, points
+from dropgen.platform.evaluation.results import ABSENT, group_rows, points, rules_note
 
 LEAST_WIDTH = 132  # characters; a pipe counts as 80, which would wrap every cell
 DIGITS = 2  # two ways to the same end may be tenths of a point apart
@@ -47,7 +48,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         return _searches(arguments.a, arguments.b, arguments.root)
     a, b = (read_results(name, arguments.root) for name in (arguments.a, arguments.b))
     found = pair(a, b, arguments.method, None if margin is None else margin / 100)
-    notes = [*(_sentence(one, margin) for one in found), *_limits(found, margin)]
+    notes = [*_rules(a, b), *(_sentence(one, margin) for one in found), *_limits(found, margin)]
     console.say(_table(found, f"Dice x 100: A = {a.name}, B = {b.name}", margin))
     for note in notes:
         console.say(note)
@@ -123,6 +124,14 @@ def _sentence(one: Paired, margin: float | None) -> str:
         return f"{told}."
     lost = f"{margin:g} point{'' if margin == 1 else 's'}"
     return f"{told}: {'non-inferior, B loses less than' if mean.non_inferior else 'B may lose as much as'} {lost}."
+
+
+def _rules(*both: Results) -> Iterator[str]:
+    """What intensities were scaled by, where it is on record; a method's own rule is in its label."""
+    for results in both:
+        if results.intensity is not None:
+            groups = group_rows(line.row for lines in results.lines.values() for line in lines.values())
+            yield f"{results.name}: {rules_note(groups, results.intensity)}"
 
 
 def _limits(found: Sequence[Paired], margin: float | None) -> Iterator[str]:

@@ -37,10 +37,12 @@ class Results:
     Attributes:
         name: As it was asked for.
         lines: By label of the method, then by seed.
+        intensity: The study's rule, or one per modality; None of runs from before it was on record.
     """
 
     name: str
     lines: Mapping[str, Mapping[int, Line]]
+    intensity: str | Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def read_results(name: str, root: Path) -> Results:
         if row["seed"] in seeds:
             raise ConfigError(f"'{name}' has seed {row['seed']} of '{label_of(row)}' twice; run it with each once")
         seeds[row["seed"]] = Line(row, folder / Path(row["evaluation"]).relative_to(home))
-    return Results(name, lines)
+    return Results(name, lines, summary.get("intensity"))
 
 
 def read_summary(name: str, root: Path) -> tuple[Path, dict[str, Any]]:

@@ -32,6 +32,7 @@ from dropgen.platform.evaluation.results import (
     Row,
     ScoredCase,
     absent_name,
+    chosen_of_each,
     group_rows,
     most_wait,
     points,
@@ -174,7 +175,7 @@ def _cards(chosen: Group, groups: Sequence[Group]) -> list[dict[str, str]]:
         {"value": points(chosen.spread("unseen").mean), "caption": "Dice on unseen domains"},
         {"value": points(chosen.spread("source_dice").mean), "caption": "Dice on the source domain"},
     ]
-    baseline = next((group for group in groups if group.method == "erm" and group is not chosen), None)
+    baseline = next((group for group in chosen_of_each(groups) if group.method == "erm" and group is not chosen), None)
     if baseline is not None:
         ours, theirs = chosen.spread("unseen").mean, baseline.spread("unseen").mean
         if ours is not None and theirs is not None:
@@ -270,7 +271,7 @@ def _pictures(
     if not ranked:
         return None, ""
     shown = {0: "best", len(ranked) // 2: "median", len(ranked) - 1: "worst"}
-    compared = [*[group for group in groups if group.method == "erm" and group is not chosen][:1], chosen]
+    compared = [*(group for group in chosen_of_each(groups) if group.method == "erm" and group is not chosen), chosen]
     folders = {group.name: Path(group.lead["folder"]) for group in compared}
     pictures = [case_picture(word, cases[ranked[place].case], folders) for place, word in shown.items()]
     note = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dropgen.config import INTENSITY
 from dropgen.manifest import read_json
 from dropgen.platform.evaluation.metrics import Spread
 
@@ -96,6 +97,29 @@ def chosen_of_each(groups: Iterable[Group]) -> list[Group]:
     for group in groups:
         methods.setdefault(group.method, []).append(group)
     return [_chosen(members) for members in methods.values()]
+
+
+def rules_note(groups: Iterable[Group], rule: str | Mapping[str, str]) -> str:
+    """By which intensity rule every method was trained and tested: of several that it tried, its best on validation.
+
+    Args:
+        groups: The lines of a table.
+        rule: The study's own, or one per modality.
+    """
+    own = rule if isinstance(rule, str) else ", ".join(f"{modality}: {one}" for modality, one in sorted(rule.items()))
+    groups = list(groups)
+    if not any(INTENSITY in group.rows[0]["options"] for group in groups):
+        return f"Intensities of every method are scaled by {own}."
+    tried = {group.method: set[str]() for group in groups}
+    for group in groups:
+        tried[group.method].add(str(group.rows[0]["options"].get(INTENSITY, own)))
+    told = [
+        f"{display_name({'method': group.method, 'p': None, 'options': {}})} "
+        f"{group.rows[0]['options'].get(INTENSITY, own)}"
+        + (f" (of {len(tried[group.method])})" if len(tried[group.method]) > 1 else "")
+        for group in chosen_of_each(groups)
+    ]
+    return f"Intensities are scaled by: {', '.join(told)}; where a method tried several rules, its best on validation."
 
 
 def _chosen(members: list[Group]) -> Group:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dropgen.config import Component
+from dropgen.config import INTENSITY, Component
 from dropgen.errors import ConfigError, closest
+from dropgen.features.studies.intensity import require_rule
 from dropgen.platform.methods.any_p import DropGenAnyP
 from dropgen.platform.methods.compose import refusal, under_dropgen
 from dropgen.platform.methods.cutout import CutOut
@@ -36,6 +37,8 @@ ALIASES = {"maskgen": "dropgen"}
 def build(component: Component) -> Method:
     """Builds a method by name; `dropgen+<name>` puts one method under DropGen.
 
+    The option `intensity`, which every method takes, says how its volumes are prepared and is none of its business.
+
     Raises:
         ConfigError: Unknown name or option, methods that do not compose, or a value out of range.
     """
@@ -43,9 +46,11 @@ def build(component: Component) -> Method:
     if name not in METHODS:
         unknown = f"unknown method '{component.name}'{closest(component.name, METHODS)}"
         raise ConfigError(refusal(name, METHODS) if "+" in name else unknown)
+    if (rule := component.options.get(INTENSITY)) is not None:
+        require_rule(rule)
     known = METHODS[name].options()
-    for key in component.options:
+    for key in component.hyperparameters:
         if key not in known:
             hint = closest(key, known) if known else "; it has none"
             raise ConfigError(f"unknown option '{key}' of method '{name}'{hint}")
-    return METHODS[name].of(component.options)
+    return METHODS[name].of(component.hyperparameters)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.prepare import Prepared
-from dropgen.features.studies.study import Case, Study, load_study, validation_cases
+from dropgen.features.studies.study import Case, Study, load_study, under_rule, validation_cases
 from dropgen.manifest import code_version, digest, read_json
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
@@ -110,6 +111,34 @@ def choice_record(experiment: Experiment, root: Path, study: Study, extractor: E
     return root / experiment.name / "features" / f"{name}.json"
 
 
+Ruled = Mapping[str, tuple[Study, StudyIndex]]
+
+
+def ruled_studies(
+    experiment: Experiment, study: Study, stored: Extractor | None, store: FeatureStore
+) -> dict[str, tuple[Study, StudyIndex]]:
+    """The study and its entries under every intensity rule that a method names beside the study's own.
+
+    Args:
+        experiment: Its methods hold plain values and lists.
+        study: Under its own rule.
+        stored: What stored features are made by; None where none are. Methods that read none get none.
+        store: Remembers the hashes of files.
+
+    Raises:
+        ConfigError: A rule is unknown, or not for a case's modality.
+    """
+    reads: dict[str, bool] = {}
+    for trial in trials_of(experiment):
+        if trial.intensity is not None:
+            reads[trial.intensity] = reads.get(trial.intensity, False) or leaves_source_open(build_method(trial.method))
+    found = {}
+    for rule, features in reads.items():
+        other = under_rule(study, rule)
+        found[rule] = other, StudyIndex.of(other, stored if features else None, experiment.features.dtype, store)
+    return found
+
+
 def _grid(method: Component) -> list[Component]:
     names = list(method.options)
     values = [value if isinstance(value, list | tuple) else [value] for value in method.options.values()]
@@ -128,6 +157,7 @@ class Workbench:
         extractor: On the CPU until `on` moves it; None when no method of the experiment needs features.
         index: Store keys of every case; without feature keys when features are made online.
         choice: Where features come from, where the experiment leaves that to `auto.settle`; else None.
+        rules: Study and index under every intensity rule that a method names beside the study's.
     """
 
     experiment: Experiment
@@ -137,6 +167,7 @@ class Workbench:
     extractor: Extractor | None
     index: StudyIndex
     choice: Choice | None = None
+    rules: Ruled = field(default_factory=dict)
 
     @classmethod
     def open(cls, experiment: Experiment, root: Path) -> Workbench:
@@ -164,7 +195,17 @@ class Workbench:
         stored = extractor if source == "stored" else None
         index = StudyIndex.of(study, stored, experiment.features.dtype, store)
         index.require(store)
-        return cls(experiment, root, study, store, extractor, index, choice)
+        rules = ruled_studies(experiment, study, stored, store)
+        for _, ruled in rules.values():
+            ruled.require(store)
+        return cls(experiment, root, study, store, extractor, index, choice, rules)
+
+    def under(self, trial: Trial) -> Self:
+        """The same workbench over the volumes as this trial's intensity rule prepares them."""
+        if trial.intensity is None:
+            return self
+        study, index = self.rules[trial.intensity]
+        return replace(self, study=study, index=index)
 
     def require_known_labels(self) -> None:
         """Refuses labels with a value that is no class of the study.
@@ -251,7 +292,8 @@ class Workbench:
         method = build_method(trial.method)
         source = self.source(method)
         used = {split: [case.id for case in self.study.split(split)] for split in ("train", "val")}
-        keys = {name: self.index.keys[name] for names in used.values() for name in names}
+        index = self.under(trial).index
+        keys = {name: index.keys[name] for names in used.values() for name in names}
         return digest({
             "trial": to_json(trial),
             "network": to_json(experiment.network),

@@ -45,7 +45,7 @@ class Contender:
     def of(cls, bench: Workbench, trial: Trial, device: str) -> Self:
         """A new network for a trial, with the share of the batch that one of its workers has."""
         method = build_method(trial.method)
-        bench = bench.on(device)
+        bench = bench.under(trial).on(device)
         channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
         torch.manual_seed(trial.seed)
         network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))

@@ -75,7 +75,7 @@ def run_trial(
     torch.set_num_threads(training.threads)
     torch.manual_seed(trial.seed)
     device = _own_device(training.device)
-    bench = bench.on(device)
+    bench = bench.under(trial).on(device)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
     network = build_network(experiment.network, method, channels, len(bench.study.classes))

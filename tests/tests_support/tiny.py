@@ -11,7 +11,7 @@ from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.phantom import PhantomSpec, make_phantom_study
 from dropgen.features.studies.prepare import prepare, prepare_label
-from dropgen.features.studies.study import load_study
+from dropgen.features.studies.study import Study, load_study, under_rule
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform.train import Workbench
 
@@ -41,8 +41,13 @@ def tiny_experiment(root: Path, **changes: Any) -> Experiment:
 
 
 def fill_store(experiment: Experiment, root: Path) -> None:
-    """Puts every case of the experiment's study into the store, without Ray."""
-    study, store = load_study(experiment.study, root), FeatureStore.of(experiment.features, root)
+    """Puts every case of the experiment's study into the store under every intensity rule, without Ray."""
+    study = load_study(experiment.study, root)
+    for ruled in (study, *(under_rule(study, rule) for rule in experiment.intensities)):
+        _fill(experiment, ruled, FeatureStore.of(experiment.features, root))
+
+
+def _fill(experiment: Experiment, study: Study, store: FeatureStore) -> None:
     extractor = build(experiment.features.extractor)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     for case in study.cases:

@@ -124,7 +124,8 @@ class Scene:
         Raises:
             ResourceError: The log cannot be written.
         """
-        touch = Touch.of("analyse", model.row["trial"], model.trial, None, "chosen", cases, self.bench.index)
+        index = self.bench.under(model.trial).index
+        touch = Touch.of("analyse", model.row["trial"], model.trial, None, "chosen", cases, index)
         touch.log(self.bench.root / self.bench.experiment.name)
 
     def read(self, cases: Sequence[Case], segmenter: Segmenter) -> Iterator[tuple[Case, Prepared, np.ndarray]]:

@@ -20,6 +20,7 @@ from dropgen.platform.evaluation.charts import INK, METHOD_COLOURS, MUTED, style
 from dropgen.platform.evaluation.metrics import dice, mean_dice
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.segmenter import Segmenter
+from dropgen.platform.training.bench import Workbench
 
 WAYS = {"full": slice(0, 0), "without_image": slice(0, 1), "without_features": slice(1, None)}
 SHOWN = {"full": "image and features", "without_image": "image zeroed", "without_features": "features zeroed"}
@@ -61,7 +62,8 @@ def analyse(scene: Scene) -> Analysed:
     references = len(rows)
     for model in scene.track(models, len(models)):
         segmenter = scene.load(model)
-        found = {way: without(scene, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
+        bench = scene.bench.under(model.trial)
+        found = {way: without(bench, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
         rows += [
             {"model": model.name, "input": way, "val_dice": value, "drop": found["full"] - value, "cases": len(cases)}
             for way, value in found.items()
@@ -69,14 +71,14 @@ def analyse(scene: Scene) -> Analysed:
     return Analysed(rows, _draw(rows), _said(rows[references:], models))
 
 
-def without(scene: Scene, segmenter: Segmenter, zeroed: slice, cases: Sequence[Case]) -> float:
+def without(bench: Workbench, segmenter: Segmenter, zeroed: slice, cases: Sequence[Case]) -> float:
     """Mean validation Dice, 0..1, with these channels of the network's input zero."""
     seen = segmenter.around(Without(segmenter.network, zeroed).eval())
     scores: list[tuple[Case, np.ndarray]] = []
     for case in cases:
-        prepared, features, label = scene.bench.stored(case, seen.method)
+        prepared, features, label = bench.stored(case, seen.method)
         mask = seen.predict_prepared(prepared, features)
-        scores.append((case, dice(mask, label, len(scene.bench.study.classes))))
+        scores.append((case, dice(mask, label, len(bench.study.classes))))
     return mean_dice(scores)
 
 

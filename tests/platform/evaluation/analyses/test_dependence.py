@@ -25,7 +25,7 @@ def drops(scene: Scene, ignored: slice) -> dict[str, float]:
     with torch.no_grad():
         first(segmenter.network).weight[:, ignored] = 0
     cases = validation_cases(scene.bench.study, "target_validation")
-    found = {way: without(scene, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
+    found = {way: without(scene.bench, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
     return {way: found["full"] - value for way, value in found.items()}
 
 
