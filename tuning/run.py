@@ -261,7 +261,7 @@ def _precompute(
         missing = entries.missing(store)
         work = partial(_stored, experiment, prepared, entries, root, join_ray, bool(missing))
         result = stages.do(name, entries.digest, work, due=bool(missing))
-        total = {key: value + result[key] for key, value in total.items()}
+        total = {key: value + result.get(key, 0) for key, value in total.items()}
     return total
 
 
