@@ -128,10 +128,12 @@ Analysis = Literal[
     "all", "condition1", "dependence", "robustness", "flatness", "runtime", "extractors", "features", "slices"
 ]
 
+LEAVE_ONE_OUT = "leave_one_domain_out"
 RULES: Mapping[str, str] = {
     "target_validation": "validation cases of domains that are not trained on (the paper's rule)",
     "source_validation": "validation cases of the training domains",
     "all_validation": "all validation cases",
+    LEAVE_ONE_OUT: "every training domain in turn, while the others are trained on",
 }
 
 
@@ -142,7 +144,7 @@ class Selection(Frozen):
     There is no default: a result means nothing to a reader who does not know what chose it.
     """
 
-    rule: Literal["target_validation", "source_validation", "all_validation"]
+    rule: Literal["target_validation", "source_validation", "all_validation", "leave_one_domain_out"]
     columns: bool = Field(
         False,
         description="also test what the last checkpoint and source_validation would have given",

@@ -76,7 +76,7 @@ class DryRun:
     def validations(self) -> int:
         """Predictions of validation cases while the steps that are left are trained."""
         every = self.bench.experiment.training.validate_every
-        passes = sum(math.ceil(work.steps / every) for work in self.methods)
+        passes = sum(math.ceil(work.steps / every / self.bench.trainings) for work in self.methods)
         return passes * len(validation_cases(self.bench.study, self.bench.experiment.selection.rule))
 
     @property

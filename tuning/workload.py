@@ -13,6 +13,7 @@ from dropgen.platform.external import EXTERNALS
 from dropgen.platform.methods import build as build_method
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.checkpoint import load_checkpoint
+from dropgen.platform.training.folds import FOLDS
 from dropgen.platform.training.trial import finished
 from dropgen.tuning.disk import weight_bytes
 from dropgen.tuning.space import Plan, Space
@@ -87,7 +88,7 @@ def _method_work(bench: Workbench, trials: Sequence[Trial]) -> MethodWork:
         trials=len(trials),
         done=len(trials) - len(left),
         begun=sum(step > 0 for step in reached),
-        steps=sum(bench.experiment.training.steps - step for step in reached),
+        steps=sum(bench.trainings * bench.experiment.training.steps - step for step in reached),
         tests=_untested(bench, trials, len(trials), seeds),
         example=(left or list(trials))[0],
         weight_bytes=weight_bytes(bench, trials[0].method),
@@ -109,7 +110,7 @@ def space_work(bench: Workbench, space: Space) -> MethodWork:
         trials=trials,
         done=min(trials, len(done)),
         begun=sum(step > 0 for step in reached),
-        steps=left * bench.experiment.training.steps - sum(reached),
+        steps=left * bench.trainings * bench.experiment.training.steps - sum(reached),
         tests=_untested(bench, known, trials, len(seeds)),
         example=Trial(method=space.corners()[0], seed=seeds[0]),
         weight_bytes=weight_bytes(bench, space.corners()[0]),
@@ -118,8 +119,10 @@ def space_work(bench: Workbench, space: Space) -> MethodWork:
 
 def _reached(bench: Workbench, trial: Trial) -> int:
     """The step that an open trial goes on from."""
-    state = load_checkpoint(bench.folder(trial) / "last.ckpt")
-    return 0 if state is None else int(state["step"])
+    folder = bench.folder(trial)
+    done = len(list((folder / FOLDS).glob("*.json"))) * bench.experiment.training.steps
+    states = [load_checkpoint(place / "last.ckpt") for place in (folder, *(folder / FOLDS).glob("*/"))]
+    return done + sum(int(state["step"]) for state in states if state is not None)
 
 
 def _untested(bench: Workbench, trials: Sequence[Trial], count: int, seeds: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dropgen.config import Component, Experiment, Trial
+from dropgen.config import LEAVE_ONE_OUT, Component, Experiment, Trial
 from dropgen.console import warn
 from dropgen.errors import ConfigError
 from dropgen.platform.external import nnunet
@@ -46,6 +46,11 @@ def split(experiment: Experiment) -> tuple[Experiment, tuple[Trial, ...]]:
     theirs = tuple(method for method in experiment.methods if method.name in EXTERNALS)
     if not theirs:
         return experiment, ()
+    if experiment.selection.rule == LEAVE_ONE_OUT:
+        raise ConfigError(
+            f"{theirs[0].name} trains once, on the study's own split, and cannot be chosen by selection.rule = "
+            f"{LEAVE_ONE_OUT}; leave it out or name another rule"
+        )
     ours = tuple(method for method in experiment.methods if method not in theirs)
     if not ours:
         names = ", ".join(method.name for method in theirs)

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from dropgen.config import Component, Experiment, Network, Trial, to_json
+from dropgen.config import LEAVE_ONE_OUT, Component, Experiment, Network, Trial, to_json
 from dropgen.errors import CheckpointError, ConfigError, StudyError
 from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
@@ -71,6 +71,8 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
         _require_network_fits(experiment.network, method, study.crop)
         method.pretrained()
     validation_cases(study, experiment.selection.rule)
+    if experiment.selection.rule == LEAVE_ONE_OUT:
+        _require_leavable(experiment)
     training = experiment.training
     if training.batch % training.workers:
         raise ConfigError(
@@ -78,6 +80,26 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             "choose a multiple"
         )
     return methods
+
+
+def _require_leavable(experiment: Experiment) -> None:
+    """Refuses what would have to be chosen on cases that the final network was trained on.
+
+    Raises:
+        ConfigError: A scheduler, a test-time method, or a method that is tuned after training.
+    """
+    where = f"selection.rule = {LEAVE_ONE_OUT} judges trainings that are thrown away"
+    if experiment.search.scheduler != "none":
+        raise ConfigError(f"{where}, one after the other, and no scheduler can stop one of them: set it to none")
+    if experiment.adaptations:
+        name = experiment.adaptations[0].name
+        raise ConfigError(f"{where}, so that {name} has no case to be tuned on; name another rule or leave it out")
+    for trial in trials_of(experiment):
+        if free := [name for name in build_method(trial.method).after_training if name not in trial.method.options]:
+            raise ConfigError(
+                f"{where}, so that {trial.method.name} has no case to choose {', '.join(free)} on after training; give "
+                "a value, or name another rule"
+            )
 
 
 def _require_network_fits(network: Network, method: Method, crop: tuple[int, int, int]) -> None:
@@ -238,6 +260,11 @@ class Workbench:
         if not selection.columns or selection.rule == "source_validation":
             return ()
         return tuple(case for case in self.study.split("val") if case.domain in self.study.train_domains)
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings one trial is: with a rule that leaves domains out one for each, and the final one."""
+        return 1 + len(self.study.train_domains) if self.experiment.selection.rule == LEAVE_ONE_OUT else 1
 
     def source(self, method: Method) -> Source | None:
         """Where a method's features come from; None where it has none."""

@@ -101,11 +101,11 @@ class Judge:
     """A rule that keeps the best network so far.
 
     Attributes:
-        score: Mean validation Dice of the network as it stands; takes part on every rank.
+        score: Mean validation Dice of the network as it stands at a step; takes part on every rank.
         keep: Stores the network; called on rank 0.
     """
 
-    score: Callable[[], float]
+    score: Callable[[int], float]
     keep: Callable[[], None]
 
 
@@ -180,7 +180,7 @@ def _progress(history: History, step: int, steps: int, dice: float | None) -> Pr
 def _validate(task: Task, history: History, step: int, workers: Workers) -> float:
     for judge, curve in ((task.rule, history.validation), (task.beside, history.beside)):
         if judge is not None:
-            curve.append((step, judge.score()))
+            curve.append((step, judge.score(step)))
             if workers.rank == 0 and best_of(curve)[0] == step:
                 judge.keep()
     return history.validation[-1][1]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dropgen.config import LEAVE_ONE_OUT
 from dropgen.features.extractors import instance_norm
 from dropgen.features.studies.study import validation_cases
 from dropgen.platform.evaluation.analyses.condition1 import gradient_agreement
@@ -59,6 +60,8 @@ def probe_of(bench: Workbench, method: Method, device: str) -> Probe | None:
     """
     experiment = bench.experiment
     if not {"all", ANALYSIS} & set(experiment.analyses) or not isinstance(method, Joint):
+        return None
+    if experiment.selection.rule == LEAVE_ONE_OUT:  # the final network trains on every case that chose it
         return None
     images, features, labels = [], [], []
     for case in validation_cases(bench.study, experiment.selection.rule)[: experiment.training.batch]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dropgen.config import Trial, to_json
+from dropgen.config import LEAVE_ONE_OUT, Selection, Trial, to_json
 from dropgen.errors import ConfigError, DivergenceError
-from dropgen.features.studies.study import Case, validation_cases
+from dropgen.features.studies.study import Case, folds, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.evaluation.metrics import dice, mean_dice
@@ -27,6 +28,7 @@ from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.batches import Batches
 from dropgen.platform.training.bench import BESIDE, BUNDLE, Workbench
 from dropgen.platform.training.dial import Dialled, dial
+from dropgen.platform.training.folds import FOLDS, Curve, mean_curve, part_of
 from dropgen.platform.training.loop import History, Judge, Progress, Task, fit
 from dropgen.platform.training.plan import SamplePlan
 from dropgen.platform.training.probe import probe_of
@@ -76,26 +78,34 @@ def run_trial(
     torch.manual_seed(trial.seed)
     device = _own_device(training.device)
     bench = bench.under(trial).on(device)
-    extractor = bench.extractor if method.needs_features else None
-    channels = extractor.channels if extractor else 0
-    network = build_network(experiment.network, method, channels, len(bench.study.classes))
-    method.initialise(network)
-    segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     rule, beside = validation_cases(bench.study, experiment.selection.rule), bench.beside
-    task = Task(
-        network=network,
-        method=method,
-        batches=make_batches(bench, trial, method, channels, workers, device),
-        training=training,
-        rule=Judge(lambda: _validate(bench, segmenter, rule, workers), lambda: segmenter.save(folder / BUNDLE)),
-        beside=Judge(lambda: _validate(bench, segmenter, beside, workers), lambda: segmenter.save(folder / BESIDE))
-        if beside
-        else None,
-        folder=folder,
-        device=device,
-        probe=probe_of(bench, method, device),
-    )
+    left_out: dict[str, Curve] = {}
     try:
+        if experiment.selection.rule == LEAVE_ONE_OUT:
+            left_out = _leave_out(bench, trial, folder, workers, device, on_progress)
+            torch.manual_seed(trial.seed)
+            on_progress = part_of(on_progress, len(left_out), bench.trainings)
+        segmenter, batches = _parts(bench, trial, method, workers, device)
+        # What left-out domains say of a step keeps the network of that step: no case is left to judge it by itself.
+        told = dict(mean_curve(list(left_out.values())))
+        task = Task(
+            network=segmenter.network,
+            method=method,
+            batches=batches,
+            training=training,
+            rule=Judge(
+                lambda step: told[step] if told else _validate(bench, segmenter, rule, workers),
+                lambda: segmenter.save(folder / BUNDLE),
+            ),
+            beside=Judge(
+                lambda step: _validate(bench, segmenter, beside, workers), lambda: segmenter.save(folder / BESIDE)
+            )
+            if beside
+            else None,
+            folder=folder,
+            device=device,
+            probe=probe_of(bench, method, device),
+        )
         history = fit(task, workers, on_progress)
     except DivergenceError as error:
         if workers.rank == 0:
@@ -109,9 +119,68 @@ def run_trial(
         source_rule = {"step": step, "val_dice": dice if other is None else other.val_dice}
     result = _result(bench, trial, method, history, dialled, time.perf_counter() - began)
     result["source_rule"] = source_rule
+    result["curve"]["left_out"] = left_out
     if workers.rank == 0:
         write_json(folder / "result.json", result)
     return result
+
+
+def _parts(bench: Workbench, trial: Trial, method: Method, workers: Workers, device: str) -> tuple[Segmenter, Batches]:
+    """A new network as a segmenter, which trains in place, and the batches for it."""
+    extractor = bench.extractor if method.needs_features else None
+    channels = extractor.channels if extractor else 0
+    network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+    method.initialise(network)
+    segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
+    return segmenter, make_batches(bench, trial, method, channels, workers, device)
+
+
+def _leave_out(
+    bench: Workbench,
+    trial: Trial,
+    folder: Path,
+    workers: Workers,
+    device: str,
+    on_progress: Callable[[Progress], None],
+) -> dict[str, Curve]:
+    """Trains once without every training domain; returns how each one judged its training, step by step.
+
+    A fold's network is thrown away; its curve stays in `folds/<number>.json`, so that no fold is trained twice.
+    """
+    found: dict[str, Curve] = {}
+    method, studies = build_method(trial.method), folds(bench.study)
+    selection = Selection(rule="target_validation")  # of a fold, the left-out domain's cases alone
+    for number, (domain, study) in enumerate(studies.items()):
+        record = folder / FOLDS / f"{number}.json"
+        if (known := read_json(record)) is not None:
+            found[domain] = [(int(step), float(dice)) for step, dice in known["curve"]]
+            continue
+        experiment = bench.experiment.model_copy(update={"selection": selection, "analyses": ()})
+        fold, judged = replace(bench, experiment=experiment, study=study), study.split("val")
+        torch.manual_seed(trial.seed)
+        segmenter, batches = _parts(fold, trial, method, workers, device)
+        (folder / FOLDS / str(number)).mkdir(parents=True, exist_ok=True)
+        task = Task(
+            network=segmenter.network,
+            method=method,
+            batches=batches,
+            training=experiment.training,
+            rule=_judge_of(fold, segmenter, judged, workers),
+            beside=None,
+            folder=folder / FOLDS / str(number),
+            device=device,
+        )
+        history = fit(task, workers, part_of(on_progress, number, len(studies) + 1))
+        found[domain] = history.validation
+        if workers.rank == 0:
+            write_json(record, {"domain": domain, "curve": [[*entry] for entry in history.validation]})
+            shutil.rmtree(task.folder)
+    return found
+
+
+def _judge_of(bench: Workbench, segmenter: Segmenter, cases: Sequence[Case], workers: Workers) -> Judge:
+    """Scores and keeps nothing."""
+    return Judge(lambda step: _validate(bench, segmenter, cases, workers), lambda: None)
 
 
 def choose_device(wanted: str) -> str:

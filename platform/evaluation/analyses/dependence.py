@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from dropgen.config import LEAVE_ONE_OUT
 from dropgen.errors import NothingToAnalyseError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Analysed, Model, Scene
@@ -48,12 +49,15 @@ def analyse(scene: Scene) -> Analysed:
     """Validation Dice, whole and without image or features, of every model that is given both.
 
     Raises:
-        NothingToAnalyseError: There is no such model.
+        NothingToAnalyseError: There is no such model, or no case to validate it on.
     """
     models = [model for model in scene.models if isinstance(model.method, Joint)]
     if not models:
         raise NothingToAnalyseError("no model is given the image and the features side by side")
-    cases = validation_cases(scene.bench.study, scene.bench.experiment.selection.rule)
+    rule = scene.bench.experiment.selection.rule
+    if rule == LEAVE_ONE_OUT:
+        raise NothingToAnalyseError("the final networks were trained on every case that chose them")
+    cases = validation_cases(scene.bench.study, rule)
     rows: list[dict[str, Any]] = [
         {"model": model.name, "input": "full", "val_dice": model.row["val_dice"], "drop": 0.0, "cases": len(cases)}
         for model in scene.models
