@@ -6,7 +6,7 @@ the validation cases, so that the test cases are not looked at again. Figure 4 o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,14 @@ from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.bench import Workbench
 
 WAYS = {"full": slice(0, 0), "without_image": slice(0, 1), "without_features": slice(1, None)}
-SHOWN = {"full": "image and features", "without_image": "image zeroed", "without_features": "features zeroed"}
+SHOWN = {
+    "full": "image and features",
+    "without_image": "features alone, image zeroed",
+    "without_features": "image alone, features zeroed",
+}
 COLOURS = {"full": METHOD_COLOURS["dropgen"], "without_image": "#d08a1d", "without_features": "#7b8794"}
-REFERENCES = ("erm", "rep_only")  # trained on the image alone, and on the features alone
+# Trained on the image alone and on the features alone, and drawn like a network that is left with them.
+REFERENCES = {"erm": "without_features", "rep_only": "without_image"}
 
 
 class Without(nn.Module):
@@ -72,7 +77,8 @@ def analyse(scene: Scene) -> Analysed:
             {"model": model.name, "input": way, "val_dice": value, "drop": found["full"] - value, "cases": len(cases)}
             for way, value in found.items()
         ]
-    return Analysed(rows, _draw(rows), _said(rows[references:], models))
+    alone = {model.name: REFERENCES[model.row["method"]] for model in scene.models if model.row["method"] in REFERENCES}
+    return Analysed(rows, _draw(rows, alone), _said(rows[references:], models))
 
 
 def without(bench: Workbench, segmenter: Segmenter, zeroed: slice, cases: Sequence[Case]) -> float:
@@ -86,7 +92,7 @@ def without(bench: Workbench, segmenter: Segmenter, zeroed: slice, cases: Sequen
     return mean_dice(scores)
 
 
-def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
+def _draw(rows: Sequence[dict[str, Any]], alone: Mapping[str, str]) -> Figure:
     names = list(dict.fromkeys(row["model"] for row in rows))
     values = {(row["model"], row["input"]): 100 * row["val_dice"] for row in rows}
     figure = Figure(figsize=(max(6.2, 1.6 + 1.15 * len(names)), 3.9), layout="constrained")
@@ -95,7 +101,8 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
         ways = [way for way in WAYS if (name, way) in values]
         for index, way in enumerate(ways):
             at = place + 0.27 * (index - (len(ways) - 1) / 2)
-            axis.bar(at, values[name, way], 0.25, color=COLOURS[way], label=SHOWN[way] if len(ways) > 1 else None)
+            colour = COLOURS[alone.get(name, way)]
+            axis.bar(at, values[name, way], 0.25, color=colour, label=SHOWN[way] if len(ways) > 1 else None)
             axis.annotate(f"{values[name, way]:.0f}", (at, values[name, way]), (0, 2), textcoords="offset points",
                           ha="center", fontsize=8, color=INK)  # fmt: skip
     style_axis(axis)

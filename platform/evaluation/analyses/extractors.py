@@ -38,7 +38,7 @@ def analyse(scene: Scene) -> Analysed:
     cases = validation_cases(scene.bench.study, scene.bench.experiment.selection.rule)[:CASES]
     rows: list[dict[str, Any]] = []
     for case in scene.track(cases, len(cases)):
-        unit = np.asarray(scene.bench.stored(case)[0].unit)[_middle(scene, case.id)]
+        unit = np.array(scene.bench.stored(case)[0].unit[_middle(scene, case.id)])
         inside = _voxels(unit)
         for name, extractor in found.items():
             clean = rows_of(extractor, unit, inside)

@@ -39,7 +39,7 @@ def analyse(scene: Scene) -> Analysed:
     spreads: dict[str, Tensor] = {}
     for case in scene.track(cases, len(cases)):
         prepared, _, label = scene.bench.stored(case)
-        raw = torch.from_numpy(extract(extractor, np.asarray(prepared.unit), scene.device)[0])
+        raw = torch.from_numpy(extract(extractor, np.array(prepared.unit), scene.device)[0])
         spreads[case.id] = raw.std(dim=(1, 2, 3))
         seen.append((case, prepared, label, instance_norm(raw[None])[0]))
     mean_c, axes_c3, explained = components(torch.cat([values.flatten(1) for *_, values in seen], dim=1))

@@ -57,10 +57,11 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
             curve = [(row["step"], row["cosine"]) for row in own if row["seed"] == seed]
             (drawn[name],) = along.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, lw=1.2, alpha=0.85)
         cosines = [row["cosine"] for row in own if math.isfinite(row["cosine"])]
-        counts.hist(cosines, BINS, histtype="step", color=colour, linestyle=dash, lw=1.5)
+        shares = np.full(len(cosines), 100 / max(len(cosines), 1))
+        counts.hist(cosines, BINS, weights=shares, histtype="step", color=colour, linestyle=dash, lw=1.5)
     for axis, title, label in (
         (along, "Cosine of the two gradients during training", "step"),
-        (counts, "All probes", "cosine"),
+        (counts, "All probes, percent by cosine", "cosine"),
     ):
         style_axis(axis)
         axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=8)
@@ -69,6 +70,7 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
     along.set_ylim(-1.05, 1.05)
     counts.axvline(0, color=MUTED, lw=0.8)
     counts.set_xlim(-1, 1)
+    counts.set_xticks([-1, -0.5, 0, 0.5, 1])
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK
     )
