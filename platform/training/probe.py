@@ -63,7 +63,9 @@ def probe_of(bench: Workbench, method: Method, device: str) -> Probe | None:
         return None
     if experiment.selection.rule == LEAVE_ONE_OUT:  # the final network trains on every case that chose it
         return None
-    images, features, labels = [], [], []
+    images: list[Tensor] = []
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
     for case in validation_cases(bench.study, experiment.selection.rule)[: experiment.training.batch]:
         prepared, stored, label = bench.stored(case, method)
         x, y, z = (

@@ -23,7 +23,7 @@ from dropgen.platform.methods.joint import Joint
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.bench import Workbench
 
-WAYS = {"full": slice(0, 0), "without_image": slice(0, 1), "without_features": slice(1, None)}
+WAYS: Mapping[str, slice] = {"full": slice(0, 0), "without_image": slice(0, 1), "without_features": slice(1, None)}
 SHOWN = {
     "full": "image and features",
     "without_image": "features alone, image zeroed",

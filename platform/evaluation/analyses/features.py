@@ -35,7 +35,8 @@ def analyse(scene: Scene) -> Analysed:
     if scene.bench.extractor is None:
         raise NothingToAnalyseError("no method of the experiment reads features")
     extractor = build(scene.bench.experiment.features.extractor, scene.device)
-    seen, cases = [], _cases(scene)
+    seen: list[Any] = []
+    cases = _cases(scene)
     spreads: dict[str, Tensor] = {}
     for case in scene.track(cases, len(cases)):
         prepared, _, label = scene.bench.stored(case)
@@ -44,7 +45,8 @@ def analyse(scene: Scene) -> Analysed:
         seen.append((case, prepared, label, instance_norm(raw[None])[0]))
     mean_c, axes_c3, explained = components(torch.cat([values.flatten(1) for *_, values in seen], dim=1))
     shown = np.linspace(0, extractor.channels - 1, min(CHANNELS, extractor.channels)).round().astype(int)
-    planes, colours = [], []
+    planes: list[Any] = []
+    colours: list[np.ndarray] = []
     for case, prepared, label, values in seen:
         view = View.on(Volume(np.asarray(prepared.unit), prepared.grid.affine))
         place = int(np.argmax(np.count_nonzero(label, axis=view.others)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,10 @@ def _settings() -> list[tuple[str, float, int, Callable[[np.ndarray], np.ndarray
     """Kind, level, seed and the change; level 0 of either kind is the clean image, and needs one seed."""
     found: list[tuple[str, float, int, Callable[[np.ndarray], np.ndarray]]] = []
     for level in GAMMAS:
-        found.append(("gamma", level, 0, lambda unit, s=level: gamma(unit, s)))  # type: ignore[misc]
+        found.append(("gamma", level, 0, partial(gamma, level=level)))
     for level in BIASES:
         for seed in SEEDS if level else SEEDS[:1]:
-            found.append(("bias", level, seed, lambda unit, a=level, n=seed: biased(unit, a, n)))  # type: ignore[misc]
+            found.append(("bias", level, seed, partial(biased, level=level, seed=seed)))
     return found
 
 
@@ -110,7 +111,7 @@ def _said(rows: Sequence[dict[str, Any]], models: Sequence[Model]) -> list[str]:
         for model in models:
             levels, values = _curve(rows, model.name, kind, "unseen_dice")
             lost[model.name] = values[levels.index(0.0)] - values[levels.index(worst)]
-        least, most = (choose(lost, key=lambda name: lost[name]) for choose in (min, max))
+        least, most = min(lost, key=lost.__getitem__), max(lost, key=lost.__getitem__)
         where = f"{'s' if kind == 'gamma' else 'a'} = {worst:g}".replace("-", "−")
         said.append(
             f"{kind.capitalize()} at {where}: {least} loses least on unseen domains, {lost[least]:.1f} points"
