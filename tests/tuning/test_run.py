@@ -23,12 +23,14 @@ from dropgen.tuning.stages import Stages
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES = ["check", "precompute", "search", "evaluate", "register", "replay", "report"]
+ANALYSES = ["dependence", "slices"]
+STAGES = ["check", "precompute", "search", "evaluate", "register", "replay"]
+STAGES += [*(f"analyse {name}" for name in ANALYSES), "report"]
 
 
 def two_methods(root: Path) -> Experiment:
     methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
-    return tiny_experiment(root, methods=methods, seeds=[1, 2])
+    return tiny_experiment(root, methods=methods, seeds=[1, 2], analyses=ANALYSES)
 
 
 @pytest.mark.slow
@@ -63,6 +65,8 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
     )
     page = Path(summary["report"]).read_text()
     assert summary["headline"] in page
+    assert [(one["name"], one["skipped"]) for one in summary["analyses"]] == [(name, None) for name in ANALYSES]
+    assert all(one["title"] in page and Path(one["csv"]).is_file() for one in summary["analyses"])
     for mask in Path(summary["segmentations"]).glob("*.nii.gz"):
         (image,) = (root / "study").glob(f"images*/{mask.name.removesuffix('.nii.gz')}_*.nii.gz")
         assert read_mask(mask).array.shape == read_volume(image).array.shape
@@ -97,6 +101,19 @@ def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: 
     again = run(experiment, root)
     assert again["table"] == first["table"]
     assert read_json(root / "tiny" / "manifest.json")["stages"]["features"]["result"] == choice
+
+
+@pytest.mark.slow
+def test_a_method_under_two_intensity_rules_is_prepared_trained_and_told_under_both(root: Path) -> None:
+    methods = [{"name": "erm", "intensity": ["minmax", "zscore"]}]
+    experiment = tiny_experiment(root, methods=methods, training={"steps": 2, "validate_every": 2})
+    summary = run(experiment, root)
+    jsonschema.validate(summary, schema("summary"))
+    assert "precompute zscore" in summary["seconds"]
+    assert sorted(row["options"]["intensity"] for row in summary["table"]) == ["minmax", "zscore"]
+    assert summary["intensity"] == "minmax"
+    assert any(note.startswith("Intensities are scaled by: ERM ") and "(of 2)" in note for note in summary["notes"])
+    assert run(experiment, root)["table"] == summary["table"]
 
 
 @pytest.mark.slow
