@@ -24,6 +24,7 @@ from dropgen.platform.evaluation.analyses import (
 )
 from dropgen.platform.evaluation.analyses.analysis import Analysed, Scene
 from dropgen.platform.evaluation.replay_record import FOLDER
+from dropgen.platform.training.contender import STEPS
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ ANALYSES: Mapping[str, Entry] = {
     ),
     "runtime": Entry(
         "Run time",
-        f"Mean ± SD of {runtime.RUNS} runs of {runtime.STEPS} training steps, after as many to warm up.",
+        f"Mean ± SD of {runtime.RUNS} runs of {STEPS} training steps, after as many to warm up.",
         runtime.analyse,
     ),
     "extractors": Entry(

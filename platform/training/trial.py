@@ -119,7 +119,7 @@ def run_trial(
         source_rule = {"step": step, "val_dice": dice if other is None else other.val_dice}
     result = _result(bench, trial, method, history, dialled, time.perf_counter() - began)
     result["source_rule"] = source_rule
-    result["curve"]["left_out"] = left_out
+    result["curve"]["left_out"] = {domain: [[*entry] for entry in curve] for domain, curve in left_out.items()}
     if workers.rank == 0:
         write_json(folder / "result.json", result)
     return result

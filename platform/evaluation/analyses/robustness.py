@@ -62,7 +62,8 @@ def biased(unit_xyz: np.ndarray, level: float, seed: int) -> np.ndarray:
     """x exp(field), the coefficients of the field drawn from U(0, level)."""
     field = RandBiasField(prob=1.0, degree=DEGREE, coeff_range=(0.0, level))
     field.set_random_state(seed=seed)
-    return np.asarray(field(torch.from_numpy(np.array(unit_xyz[None]))))[0]
+    changed: np.ndarray = np.asarray(field(torch.from_numpy(np.array(unit_xyz[None]))))[0]
+    return changed
 
 
 def corrupted(prepared: Prepared, change: Callable[[np.ndarray], np.ndarray]) -> Prepared:
