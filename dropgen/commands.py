@@ -241,6 +241,7 @@ VERBS: dict[str, Verb] = {
         (
             "segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000",
             "segment scans/ masks/ --uncertainty", "segment list.csv masks/", "segment export/ masks/ --dicom-seg",
+            "segment scans/ masks/ --workers 2",
         ),
         (
             option(
@@ -262,6 +263,17 @@ VERBS: dict[str, Verb] = {
             option("--alias", default="champion", help="alias to use (default champion)"),
             option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
             option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            option(
+                "--workers",
+                type=int,
+                help="model processes, on a GPU each where there are any; one that dies costs no scan; 0 keeps the "
+                "model in this process (default: 0 for less than 20 scans, else one per GPU and at least 1)",
+            ),
+            option(
+                "--in-flight", type=int, default=3,
+                help="scans that each model has in hand: one in it, the others being read or written (default 3)",
+            ),
+            ADDRESS,
             TOKEN_FILE,
             option("--modality", help="modality of the scans, where the model's intensity rule needs it"),
             option("--adapt", help=f"{ADAPT}; `dropgen evaluate --adapt` prints tuned ones"),
@@ -284,27 +296,29 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "bench": Verb(
-        "measure crop reading, precomputing, the training step, prediction (memory and time) or surface metrics",
-        "dropgen.platform.bench.command:command",
+        "measure crop reading, precomputing, training steps, prediction, surface metrics, whole studies or the service",
+        "dropgen.serving.bench.command:command",
         (
             "bench store", "bench store --shape 128,128,128 --crops 64", "bench precompute --workers 1,2", "bench step",
             "bench metrics",
             "bench step --crops 32 --network.base=8 --network.downs=3",
             "bench step --methods all --crops 32 --network.base=8 --network.downs=3", "bench predict",
-            "bench predict --part memory --shape 256,256,150",
+            "bench predict --part memory --shape 256,256,150", "bench segment --scans 24", "bench serve",
+            "bench serve --requests 100,5,30 --replicas 2",
         ),
         (
             option(
                 "action",
-                choices=("store", "precompute", "step", "predict", "metrics"),
+                choices=("store", "precompute", "step", "predict", "metrics", "segment", "serve"),
                 help="store: time crop reading; precompute: time computing features with one and with several volumes "
                 "in flight; step: time a training step; predict: memory of a prediction, and what features cost it; "
-                "metrics: time HD95 and NSD of 8 classes against MONAI's",
+                "metrics: time HD95 and NSD of 8 classes against MONAI's; segment: how busy a study keeps the model, "
+                "against the model alone; serve: load, soak and a killed replica",
             ),
             option(
                 "--shape",
                 help="voxels of a volume (default: store 240,240,155, precompute 128,128,128, predict 512,512,300 for "
-                "memory and 160,160,128 for features, metrics 256,256,160)",
+                "memory and 160,160,128 for features, metrics 256,256,160, segment 128,128,128)",
             ),
             option("--channels", type=int, help="store: feature channels (default 16)"),
             option("--crops", help="voxels per edge of the crops (default 64,128; step and predict take one, 64)"),
@@ -312,6 +326,15 @@ VERBS: dict[str, Verb] = {
             option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
             option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
             option("--repeats", type=int, help="rounds, at least 5 (default 5; predict: at least 1, default 1)"),
+            option("--scans", type=int, help="segment: scans of the study (default 12)"),
+            option("--edges", help="serve: voxels per edge of a small and of a large volume (default 32,128)"),
+            option(
+                "--requests",
+                help="serve: how many for small volumes, for large ones, and for small ones while a replica is killed "
+                "(default 1000,50,100)",
+            ),
+            option("--clients", type=int, help="serve: that ask at the same time (default 4)"),
+            option("--replicas", type=int, help="serve: that answer (default 1)"),
         ),
         overrides=True,
     ),

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-from dropgen.errors import DropGenError
+from dropgen.features.actors import work_off
 from dropgen.features.worker import Outcome, Recipe, Work, Worker
 
 IN_FLIGHT = 3  # volumes per worker: one in the extractor, one being read or waiting for it, one being written
-
-
-@dataclass
-class Shift:
-    """What a crew did.
-
-    Attributes:
-        outcomes: Of every case whose worker lived.
-        lost: Cases that a dying worker had in hand, with what Ray says of its death.
-        crashes: Bugs of this program.
-    """
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    lost: list[tuple[Work, str]] = field(default_factory=list)
-    crashes: list[RuntimeError] = field(default_factory=list)
 
 
 def run_crew(
@@ -39,9 +23,6 @@ def run_crew(
     on_case: Callable[[str | None], None] = lambda problem: None,
 ) -> tuple[list[Outcome], list[str]]:
     """Does all work; the caller is connected to Ray.
-
-    A worker that dies loses all that it had in hand. Those cases are tried once more, one at a time in each worker, so
-    that the case that it dies of is known and costs no other.
 
     Args:
         works: One per case.
@@ -57,51 +38,27 @@ def run_crew(
         DropGenError: What no other case would escape, as `Worker.run`.
         RuntimeError: A bug; raised when all other cases are done.
     """
-    first = _work_through(works, recipe, workers, in_flight, on_case)
-    suspects = [work for work, _ in first.lost]
-    again = _work_through(suspects, recipe, min(workers, len(suspects)), 1, on_case)
-    problems = [outcome.problem for outcome in (*first.outcomes, *again.outcomes) if outcome.problem]
-    for work, cause in again.lost:
+    outcomes: list[Outcome] = []
+
+    def hire(in_flight: int) -> Any:
+        actor: Any = ray.remote(Worker)
+        options = actor.options(num_cpus=1, max_concurrency=in_flight, scheduling_strategy="SPREAD")
+        return options.remote(recipe)
+
+    def over(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        on_case(outcome.problem)
+
+    undone = work_off(works, hire, workers, in_flight, over, lambda work: on_case(None))
+    problems = [outcome.problem for outcome in outcomes if outcome.problem]
+    for work, cause in undone.lost:
         problem = f"case {work.case.id}: its worker died twice, likely out of memory ({cause}); try --workers 1"
         on_case(problem)
         problems.append(problem)
-    if crashes := [*first.crashes, *again.crashes]:
-        raise crashes[0]
-    return [*first.outcomes, *again.outcomes], problems
-
-
-def _work_through(
-    works: Sequence[Work], recipe: Recipe, workers: int, in_flight: int, on_case: Callable[[str | None], None]
-) -> Shift:
-    actor: Any = ray.remote(Worker)
-    hire = actor.options(num_cpus=1, max_concurrency=in_flight, scheduling_strategy="SPREAD").remote
-    crew = [hire(recipe) for _ in range(workers)]
-    queue, shift = deque(works), Shift()
-    busy: dict[Any, tuple[int, Any, Work]] = {}  # a running case to its seat in the crew and the worker that has it
-    while queue or busy:
-        loads = Counter(seat for seat, _, _ in busy.values())
-        seat = min(range(workers), key=loads.__getitem__)
-        if queue and loads[seat] < in_flight:
-            work = queue.popleft()
-            busy[crew[seat].run.remote(work)] = (seat, crew[seat], work)
-            continue
-        (finished,), _ = ray.wait(list(busy), num_returns=1)
-        seat, worker, work = busy.pop(finished)
-        try:
-            outcome: Outcome = ray.get(finished)
-        except RayActorError as error:
-            shift.lost.append((work, str(error).strip().splitlines()[0]))
-            if crew[seat] is worker:  # the first to tell of this death
-                crew[seat] = hire(recipe)
-        except RayTaskError as error:
-            if isinstance(error.cause, DropGenError):
-                raise error.cause from None
-            shift.crashes.append(RuntimeError(f"case {work.case.id}: {type(error.cause).__name__}: {error.cause}"))
-            on_case(None)
-        else:
-            shift.outcomes.append(outcome)
-            on_case(outcome.problem)
-    return shift
+    if undone.crashes:
+        work, crash = undone.crashes[0]
+        raise RuntimeError(f"case {work.case.id}: {type(crash).__name__}: {crash}")
+    return outcomes, problems
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,17 @@ class Segmenter:
         Raises:
             VolumeError: The volume cannot be prepared.
         """
-        prepared = prepare(volume, self.spec.preparation, modality)
+        return self.predict_native(prepare(volume, self.spec.preparation, modality))
+
+    def predict_native(self, prepared: Prepared) -> np.ndarray:
+        """The mask of `predict`, for whoever prepares the next volume while this one is in the model.
+
+        Args:
+            prepared: From `prepare`, by this segmenter's own preparation.
+
+        Returns:
+            uint8 mask on the grid of the volume that was prepared.
+        """
         return self.over_slabs(prepared, None, lambda slabs: native_mask(slabs, prepared.grid))
 
     def predict_prepared(self, prepared: Prepared, features: np.ndarray | None = None) -> np.ndarray:

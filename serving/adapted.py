@@ -13,27 +13,31 @@ from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.models import Model
 
 
-def adapt(
-    model: Model, segmenter: Segmenter, component: Component, stable_bundle: Path | None
-) -> tuple[Model, AdaptedSegmenter]:
-    """Puts a test-time method around a model; equal digests still mean equal masks.
+def adapted_model(model: Model, component: Component, stable_bundle: Path | None) -> Model:
+    """What a model with a test-time method around it is called; equal digests still mean equal masks.
 
     Args:
-        model: What the loaded model is called.
-        segmenter: The model.
+        model: What the model itself is called.
         component: The method with its options; those left out keep their defaults.
         stable_bundle: Folder of the RepOnly model, for methods that need one.
 
     Raises:
-        ConfigError: The method or an option is unknown, or the models are not those that it is meant for.
+        ConfigError: The method or an option is unknown.
         CheckpointError: The stable bundle is missing or damaged.
     """
-    adaptation = build(component)
-    stable = stable_digest = None
-    if stable_bundle is not None:
-        folder = stable_bundle.expanduser().resolve()
-        stable, stable_digest = Segmenter.load(folder, segmenter.device), Model.of(folder, str(folder)).digest
-    adapted = AdaptedSegmenter(adaptation, segmenter, stable)
-    key = digest([model.digest, to_json(component), stable_digest])
+    build(component)
+    stable = None if stable_bundle is None else Model.of(stable_bundle, str(stable_bundle)).digest
+    key = digest([model.digest, to_json(component), stable])
     uri, name = (f"{which} + {component.label}" for which in (model.uri, model.name))
-    return replace(model, uri=uri, digest=key, name=name), adapted
+    return replace(model, uri=uri, digest=key, name=name)
+
+
+def adapt(segmenter: Segmenter, component: Component, stable_bundle: Path | None) -> AdaptedSegmenter:
+    """Puts a test-time method around a model; arguments as for `adapted_model`.
+
+    Raises:
+        ConfigError: The models are not those that the method is meant for.
+        CheckpointError: The stable bundle is missing or damaged.
+    """
+    stable = None if stable_bundle is None else Segmenter.load(stable_bundle, segmenter.device)
+    return AdaptedSegmenter(build(component), segmenter, stable)

@@ -26,13 +26,14 @@ from dropgen.errors import DropGenError, RegistryError, TooLargeError, VolumeErr
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.tracking import registered_models
 from dropgen.serving.engine import Engine, Made, Order
+from dropgen.serving.headers import REQUEST_HEADER, RETRY_HEADER
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.page import add_page
 from dropgen.serving.places import BusyError, Queue
 from dropgen.serving.reference import reference_page
-from dropgen.serving.telemetry import REQUEST_HEADER, Metrics, Watch
+from dropgen.serving.telemetry import Metrics, Watch
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
@@ -162,7 +163,8 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            order = Order(request.state.who, request.state.request, modality, received.sha256, dicom=dicom)
+            again = RETRY_HEADER in request.headers
+            order = Order(request.state.who, request.state.request, modality, received.sha256, None, dicom, again)
             made = await queue.run(place, _segment, engine, folder, served, order, limits.caps, limits.answer_seconds)
         return Response(
             made.mask,

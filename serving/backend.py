@@ -2,108 +2,183 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from dropgen import console, memory
+from dropgen import memory
 from dropgen.config import Component
-from dropgen.errors import ConfigError, VolumeError
+from dropgen.errors import TooLargeError, VolumeError
+from dropgen.features.studies.prepare import Prepared, prepare
 from dropgen.features.studies.volume import Volume, read_grid
-from dropgen.platform.evaluation.memory import MemoryPlan
-from dropgen.platform.evaluation.quality import ClassRecord
-from dropgen.platform.evaluation.uncertainty import MAPS, extra_passes, predict_uncertain
+from dropgen.platform.evaluation.memory import READING_BYTES, MemoryPlan, gib
+from dropgen.platform.evaluation.uncertainty import MAPS, Uncertainty, extra_passes, predict_uncertain
 from dropgen.platform.segmenter import Segmenter
-from dropgen.platform.tracking import resolve
 from dropgen.serving.adapted import adapt
 from dropgen.serving.cases import Scan
 from dropgen.serving.client import Client
-from dropgen.serving.models import Model, named_by
+from dropgen.serving.models import named_by
 from dropgen.serving.quality import Segmented
-from dropgen.serving.room import plan_room, require_room
-from dropgen.serving.tokens import client_token
+from dropgen.serving.room import Room, plan_room, together
 
-Segment = Callable[[Scan], Segmented]
+Segment = Callable[[Scan], AbstractContextManager[Segmented]]  # what a scan takes in memory is held for the block
+
+
+class StoppedError(Exception):
+    """The run was interrupted; what is in hand is dropped."""
 
 
 @dataclass(frozen=True)
-class Backend:
-    """What masks are made with.
+class Recipe:
+    """What a process needs to open a model; sent to every worker once.
 
     Attributes:
-        model: Which model it is.
-        segment: Makes the mask of one scan.
-        records: What its training labels say of each class; none behind a service, which does not say.
-        plan: What a NIfTI scan will take, from its header; None where another process takes it.
+        bundle: The model's folder.
+        modality: Of scans of which neither manifest nor DICOM tag says one.
+        uncertain: Whether the model also says how sure it is.
+        adapt: A test-time method around it.
+        stable_bundle: The second model of methods that need one.
     """
 
-    model: Model
-    segment: Segment
-    records: Mapping[str, ClassRecord]
-    plan: Callable[[Scan], MemoryPlan] | None
+    bundle: Path
+    modality: str | None = None
+    uncertain: bool = False
+    adapt: Component | None = None
+    stable_bundle: Path | None = None
 
 
-def open_backend(arguments: argparse.Namespace) -> Backend:
-    """Opens what the options of `dropgen segment` name.
+class LocalModel:
+    """A model in this process, for several threads with a scan each.
+
+    While one scan is in the model the others are read, prepared or written. A lock before the model is all the queue
+    there is, so no more volumes are in memory than there are threads.
+
+    Args:
+        recipe: Which model.
+        processes: How many share this machine's memory.
+        stop: Once set, nobody waits for more than the windows that are in the network.
 
     Raises:
-        ConfigError: Options exclude each other.
-        ServiceError: The service cannot be reached.
-        RegistryError: There is no such model.
-        CheckpointError: Its bundle is damaged.
+        CheckpointError: The bundle is damaged.
+        ConfigError: The test-time method is not meant for these models.
     """
-    if arguments.adapt is None and arguments.stable_bundle is not None:
-        raise ConfigError("--stable-bundle is for the test-time methods sfb and alpha; name one with --adapt")
-    if arguments.uncertainty and (arguments.url is not None or arguments.adapt is not None):
-        raise ConfigError("--uncertainty asks one plain model in this process; leave out --url and --adapt")
-    if arguments.url is None:
-        return _in_process(arguments)
-    if arguments.bundle is not None or arguments.adapt is not None:
-        raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
-    client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url))
 
-    def through(scan: Scan) -> Segmented:
-        loaded, modality = scan.load(), scan.modality or arguments.modality
-        mask = client.segment_series(scan.paths, modality) if scan.series else client.segment(scan.paths[0], modality)
-        return Segmented(loaded.volume, mask, slices=loaded.slices)
+    def __init__(self, recipe: Recipe, processes: int = 1, stop: threading.Event | None = None) -> None:
+        self._recipe = recipe
+        self._stop = threading.Event() if stop is None else stop
+        segmenter = Segmenter.load(recipe.bundle, "cuda" if torch.cuda.is_available() else "cpu")
+        segmenter.network.register_forward_pre_hook(lambda *_: self._require_time())
+        if recipe.adapt is not None:
+            segmenter = adapt(segmenter, recipe.adapt, recipe.stable_bundle)
+        self.segmenter = segmenter
+        self._maps = MAPS if recipe.uncertain else 0
+        self._turn = threading.Lock()
+        self._room = Room(segmenter, lambda: memory.available() // processes)
 
-    return Backend(client.model(), through, {}, None)
+    @contextlib.contextmanager
+    def segment(self, scan: Scan) -> Iterator[Segmented]:
+        """Makes the mask of one scan.
+
+        Raises:
+            VolumeError: It is damaged, or its modality is missing or contradicts the tag.
+            TooLargeError: It would not fit in memory.
+            StoppedError: The run was interrupted.
+        """
+        loaded = None
+        if scan.series:  # its grid is known once its slices are in order
+            with self._room.hold(_reading(scan), exact=False):
+                loaded = scan.load()
+        grid = read_grid(scan.paths[0]) if loaded is None else loaded.volume
+        with self._room.hold(self._plan(grid)):
+            loaded = loaded or scan.load()
+            modality = _modality(self.segmenter, scan.modality or self._recipe.modality, loaded.tag)
+            prepared = prepare(loaded.volume, self.segmenter.spec.preparation, modality)
+            array, uncertainty, span = self.in_model(prepared)
+            del prepared
+            yield Segmented(loaded.volume, Volume(array, loaded.volume.affine), uncertainty, loaded.slices, span)
+
+    def in_model(self, prepared: Prepared) -> tuple[np.ndarray, Uncertainty | None, tuple[float, float]]:
+        """The mask of a prepared volume on its native grid, how sure it is, and when it was in the model.
+
+        Raises:
+            StoppedError: The run was interrupted.
+        """
+        with self._turn:
+            self._require_time()
+            entered = time.monotonic()
+            if self._recipe.uncertain:
+                array, uncertainty = predict_uncertain(self.segmenter, prepared)
+            else:
+                array, uncertainty = self.segmenter.predict_native(prepared), None
+            return array, uncertainty, (entered, time.monotonic())
+
+    def about(self, scans: Iterable[Scan], in_flight: int) -> list[str]:
+        """Says before the first scan is read what the NIfTI files that take most will take, and what maps cost."""
+        told = []
+        if self._recipe.uncertain:
+            told.append(f"--uncertainty: {1 + extra_passes(self.segmenter)} passes over every volume instead of 1")
+        plans = {}
+        for scan in scans:
+            if not scan.series:
+                with contextlib.suppress(VolumeError, TooLargeError):  # its turn comes, with its reason
+                    plans[scan.file] = self._plan(read_grid(scan.paths[0]))
+        if plans:
+            largest = sorted(plans, key=lambda name: plans[name].peak, reverse=True)
+            most = together([plans[name] for name in largest[:in_flight]])
+            free = gib(memory.available())
+            told.append(f"memory: {largest[0]} takes most, {plans[largest[0]]}; {free} GiB are free")
+            if in_flight > 1:
+                told.append(
+                    f"memory: {in_flight} volumes in flight take up to {gib(most)} GiB; fewer are, where less is free"
+                )
+        return told
+
+    def _plan(self, grid: Volume) -> MemoryPlan:
+        return plan_room(self.segmenter, grid, self._maps)
+
+    def _require_time(self) -> None:
+        if self._stop.is_set():
+            raise StoppedError
 
 
-def _in_process(arguments: argparse.Namespace) -> Backend:
-    if arguments.bundle is not None:
-        bundle = arguments.bundle.expanduser().resolve()
-        model = Model.of(bundle, str(bundle))
-    else:
-        found = resolve(arguments.root, arguments.name, arguments.alias)
-        bundle, model = found.bundle, Model.registered(found, f"models:/{arguments.name}@{arguments.alias}")
-    segmenter = Segmenter.load(bundle, "cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.adapt is not None:
-        model, segmenter = adapt(model, segmenter, Component.parse(arguments.adapt), arguments.stable_bundle)
-    maps = MAPS if arguments.uncertainty else 0
-    if arguments.uncertainty:
-        console.say(f"--uncertainty: {1 + extra_passes(segmenter)} passes over every volume instead of 1")
+class Service:
+    """A model behind `dropgen serve`; this process reads, sends and writes.
 
-    def segment(scan: Scan) -> Segmented:
-        if not scan.series:
-            require_room(segmenter, read_grid(scan.paths[0]), memory.available(), maps)
-        loaded = scan.load()
-        volume = loaded.volume
-        if scan.series:
-            require_room(segmenter, volume, memory.available(), maps)
-        modality = _modality(segmenter, scan.modality or arguments.modality, loaded.tag)
-        if not arguments.uncertainty:
-            mask = Volume(segmenter.predict(volume, modality), volume.affine)
-            return Segmented(volume, mask, slices=loaded.slices)
-        array, uncertainty = predict_uncertain(segmenter, volume, modality)
-        return Segmented(volume, Volume(array, volume.affine), uncertainty, loaded.slices)
+    Args:
+        client: The service.
+        modality: As for `Recipe`.
+    """
 
-    def plan(scan: Scan) -> MemoryPlan:
-        return plan_room(segmenter, read_grid(scan.paths[0]), maps)
+    def __init__(self, client: Client, modality: str | None) -> None:
+        self._client = client
+        self._modality = modality
 
-    return Backend(model, segment, segmenter.spec.training, plan)
+    @contextlib.contextmanager
+    def segment(self, scan: Scan) -> Iterator[Segmented]:
+        """Has the mask of one scan made.
+
+        Raises:
+            VolumeError: It is damaged, or the service refused it.
+            ServiceError: The service went away.
+        """
+        loaded, modality = scan.load(), scan.modality or self._modality
+        entered = time.monotonic()
+        ask = self._client.segment_series if scan.series else self._client.segment
+        mask = ask(scan.paths if scan.series else scan.paths[0], modality)
+        yield Segmented(loaded.volume, mask, None, loaded.slices, (entered, time.monotonic()))
+
+
+def _reading(scan: Scan) -> MemoryPlan:
+    """A series while it is read: no more voxels than bytes, for pixels are taken uncompressed."""
+    size = READING_BYTES * sum(path.stat().st_size for path in scan.paths)
+    return MemoryPlan((1, 1, len(scan.paths)), 1, {"reading": size})
 
 
 def _modality(segmenter: Segmenter, given: str | None, tag: str | None) -> str | None:

@@ -12,51 +12,37 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import contextlib
-import getpass
-import hashlib
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from dropgen import console, memory
-from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, TooLargeError, VolumeError
-from dropgen.features.studies.volume import mask_to_bytes
-from dropgen.manifest import digest, write_bytes
-from dropgen.platform.card import RESEARCH_ONLY
-from dropgen.platform.evaluation.memory import MemoryPlan, gib
-from dropgen.platform.evaluation.quality import ClassRecord
-from dropgen.serving.backend import Segment, open_backend
-from dropgen.serving.cases import SUFFIXES, Cases, Scan, find_cases
-from dropgen.serving.dicom_out import Encoded, SegType, encode
+import torch
+
+from dropgen import console
+from dropgen.config import Component
+from dropgen.errors import ConfigError, ResourceError, VolumeError
+from dropgen.platform.tracking import resolve
+from dropgen.serving.adapted import adapted_model
+from dropgen.serving.backend import LocalModel, Recipe, Service
+from dropgen.serving.cases import SUFFIXES, Cases, find_cases
+from dropgen.serving.client import Client
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
+from dropgen.serving.line import PLAIN, Asked, Done, Line, Task
 from dropgen.serving.models import Model
-from dropgen.serving.quality import BESIDE, DICOM_SEG, Findings, Segmented, find, remove_beside, write_beside
+from dropgen.serving.quality import BESIDE
+from dropgen.serving.summary import write_summary
+from dropgen.serving.threads import OnDone, effort_of, work_here
+from dropgen.serving.tokens import client_token
 
 NAMED_FAILURES = 5
 COUNTED = ("done", "skipped", "failed", "left out")
+GRACE_SECONDS = 5  # for requests under way when the run is interrupted
+LARGE_STUDY = 20  # scans from which on the start of a process of its own, some ten seconds, is no matter
 
-
-@dataclass(frozen=True)
-class Asked:
-    """What is wanted of every scan; part of what decides whether a mask is still good.
-
-    Attributes:
-        modality: Of scans of which neither manifest nor DICOM tag says one.
-        uncertain: Whether the model also says how sure it is.
-        dicom_seg: Whether a DICOM series gets a DICOM-SEG beside its mask, and of which type.
-    """
-
-    modality: str | None = None
-    uncertain: bool = False
-    dicom_seg: SegType | None = None
-
-
-PLAIN = Asked()
+Work = Callable[[Sequence[Task], Line, OnDone], None]
 
 
 def segment_cases(
@@ -64,9 +50,8 @@ def segment_cases(
     source: Path,
     target: Path,
     model: Model,
-    segment: Segment,
+    work: Work,
     audit: Journal,
-    records: Mapping[str, ClassRecord] | None = None,
     asked: Asked = PLAIN,
 ) -> dict[str, Any]:
     """Segments the cases of an input.
@@ -76,13 +61,12 @@ def segment_cases(
         source: Where they are from.
         target: Folder for masks (`<case>.nii.gz`) with previews (`<case>.png`), `outcomes.csv` and the ledger.
         model: Part of what decides whether a mask is still good.
-        segment: Makes the mask of one scan.
+        work: Does all tasks.
         audit: Gets a line for every mask before the mask is there.
-        records: What the model's training labels say of each class.
         asked: What is wanted.
 
     Returns:
-        Counts of done, skipped, failed and left out, and one record per scan, series or file.
+        Counts of done, skipped, failed and left out, one record per scan, series or file, and how busy the model was.
 
     Raises:
         ConfigError: Masks would overwrite something else.
@@ -94,107 +78,43 @@ def segment_cases(
     beside = [mask.removesuffix(SUFFIXES[0]) + suffix for mask in masks for suffix in BESIDE]
     if clash := set(beside) & set(masks):
         raise ConfigError(f"{masks[min(clash)].file} in {source} would give the name of another scan's map; rename it")
-    ledger = Ledger(target, [*masks, *beside], model.classes[1:])
-    outcomes = list(cases.others)
+    ledger = Ledger(target, list(masks), beside, model.classes[1:])
     for other in cases.others:
         ledger.tell(other)
+    dones: list[Done] = []
+    tasks = [Task(scan, ledger.known(mask)) for mask, scan in masks.items()]
     try:
         with console.progress("scans") as bars:
-            task = bars.add_task("segment", total=len(masks), note="")
-            for mask, scan in masks.items():
-                bars.update(task, note=scan.file)
-                outcome, key = _one(scan, target / mask, model, segment, audit, records or {}, asked, ledger)
-                ledger.add(outcome, mask, key)
-                outcomes.append(outcome)
-                bars.advance(task)
-            bars.update(task, note="")
+            bar = bars.add_task("segment", total=len(tasks), note="")
+
+            def on_done(done: Done) -> None:
+                ledger.add(done.outcome, done.task.mask, done.key)
+                dones.append(done)
+                bars.update(bar, advance=1, note=done.outcome.file)
+
+            work(tasks, Line(target, model, audit, secrets.token_hex(8), asked), on_done)
+            bars.update(bar, note="")
     finally:
         ledger.save()
+    effort, outcomes = effort_of(dones), ledger.outcomes
+    counts = {kind: sum(one.outcome == kind for one in outcomes) for kind in COUNTED}
     return {
         "input": str(source),
         "output": str(target),
         "outcomes": str(target / OUTCOMES_FILE),
+        "summary": str(_summary(target, outcomes, model, ", ".join(f"{n} {kind}" for kind, n in counts.items()))),
         "model": asdict(model),
-        **{kind.replace(" ", "_"): sum(one.outcome == kind for one in outcomes) for kind in COUNTED},
+        **{kind.replace(" ", "_"): n for kind, n in counts.items()},
+        "model_busy": None if effort.busy is None else round(effort.busy, 4),
         "cases": [asdict(one) for one in outcomes],
     }
 
 
-def _one(
-    scan: Scan,
-    mask: Path,
-    model: Model,
-    segment: Segment,
-    audit: Journal,
-    records: Mapping[str, ClassRecord],
-    asked: Asked,
-    ledger: Ledger,
-) -> tuple[Outcome, str | None]:
-    started = time.monotonic()
-    kind = asked.dicom_seg if scan.series else None
+def _summary(target: Path, outcomes: Sequence[Outcome], model: Model, counts: str) -> Path:
     try:
-        sha256 = scan.sha256()
-        named = [kind, model.name, model.version] if kind else None  # what a DICOM-SEG says beside the voxels
-        key = digest([sha256, model.digest, scan.modality or asked.modality, asked.uncertain, named])
-        known = ledger.findings(mask.name, key)
-        if known is not None and (kind is None or _seg(mask).exists()):
-            return Outcome(scan.case, scan.file, "skipped", findings=known), key
-        result = segment(scan)
-        findings = find(result, model.classes, records)
-        seg = None if kind is None else encode(result.mask.array, result.slices, model, kind)
-    except ServiceError:
-        raise
-    except Exception as error:  # whatever this scan brought about, the others are not to pay for it
-        reason = " ".join(str(error).split()) if isinstance(error, DropGenError) else f"{type(error).__name__}: {error}"
-        return Outcome(scan.case, scan.file, "failed", reason, _since(started)), None
-    try:
-        _write(mask, result, findings, seg, model, audit, sha256)
+        return write_summary(target, outcomes, model, counts)
     except OSError as error:
-        raise ResourceError(f"cannot write {mask} ({error.strerror}); free space or name another folder") from error
-    return Outcome(scan.case, scan.file, "done", "", _since(started), findings), key
-
-
-def _write(
-    mask: Path,
-    result: Segmented,
-    findings: Findings,
-    seg: Encoded | None,
-    model: Model,
-    audit: Journal,
-    sha256: str,
-) -> None:
-    """Writes a mask and what stands beside it, after their line in the audit log."""
-    content = mask_to_bytes(result.mask.array, result.mask.affine)
-    dicom = {} if seg is None else {"sop_instance_uid": seg.uid, "dicom_sha256": _sha256(seg.content)}
-    audit.add(
-        who=_user(), input_sha256=sha256, model=model.name, version=model.version, digest=model.digest,
-        output_sha256=_sha256(content), **dicom, use=RESEARCH_ONLY,
-    )  # fmt: skip
-    remove_beside(mask)  # of an earlier mask
-    write_bytes(mask, content)
-    if seg is not None:
-        write_bytes(_seg(mask), seg.content)
-    write_beside(mask, result, findings, model.classes)
-
-
-def _seg(mask: Path) -> Path:
-    return mask.with_name(mask.name.removesuffix(SUFFIXES[0]) + DICOM_SEG)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _user() -> str:
-    """Who runs this, by the operating system."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for its user
-        return str(os.getuid())
-
-
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 3)
+        raise ResourceError(f"cannot write {target} ({error.strerror}); free space or name another folder") from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -213,19 +133,6 @@ def _say_cases(cases: Cases) -> None:
         console.say(f"{other.outcome + ':':9} {other.file} ({other.reason})")
 
 
-def _say_plan(scans: Iterable[Scan], plan: Callable[[Scan], MemoryPlan]) -> None:
-    """Says before the first scan is read what the NIfTI file that takes most will take."""
-    plans = {}
-    for scan in scans:
-        if scan.series:  # its grid is known once its slices are in order
-            continue
-        with contextlib.suppress(VolumeError, TooLargeError):  # its turn comes, with its reason
-            plans[scan.file] = plan(scan)
-    if plans:
-        name = max(plans, key=lambda name: plans[name].peak)
-        console.say(f"memory: {name} takes most, {plans[name]}; {gib(memory.available())} GiB are free")
-
-
 def _failures(cases: Sequence[dict[str, Any]], table: str) -> VolumeError:
     failed = [f"{case['file']} ({case['reason']})" for case in cases if case["outcome"] == "failed"]
     tried = sum(case["outcome"] != "left out" for case in cases)
@@ -239,6 +146,73 @@ def _more(named: Sequence[object]) -> str:
     return f", and {len(named) - NAMED_FAILURES} more" if len(named) > NAMED_FAILURES else ""
 
 
+def _opened(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
+    """Opens what the options name.
+
+    Raises:
+        ConfigError: Options exclude each other.
+        ServiceError: The service cannot be reached.
+        RegistryError: There is no such model.
+        CheckpointError: Its bundle is damaged.
+    """
+    if arguments.adapt is None and arguments.stable_bundle is not None:
+        raise ConfigError("--stable-bundle is for the test-time methods sfb and alpha; name one with --adapt")
+    if arguments.uncertainty and (arguments.url is not None or arguments.adapt is not None):
+        raise ConfigError("--uncertainty asks one plain model in this process; leave out --url and --adapt")
+    in_flight, stop = arguments.in_flight, threading.Event()
+    if in_flight < 1:
+        raise ConfigError(f"--in-flight {in_flight} takes no scan in hand; ask for at least 1")
+    if arguments.url is not None:
+        if arguments.bundle is not None or arguments.adapt is not None:
+            raise ConfigError("--url excludes --bundle and --adapt; the service has its own model")
+        if arguments.workers or arguments.address is not None:
+            raise ConfigError("--url excludes --workers and --address; the service has its own replicas")
+        client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url), stop=stop)
+        segment = Service(client, arguments.modality).segment
+        return client.model(), lambda tasks, line, on_done: work_here(
+            tasks, line, segment, {}, in_flight, on_done, stop, GRACE_SECONDS
+        )
+    model, recipe = _model(arguments)
+    if (workers := _workers(arguments, scans)) > 0:
+        from dropgen.serving.crew import Crew, work_on_ray  # ray takes a second, which a few scans need not
+
+        crew = Crew(workers, in_flight, arguments.address)
+        return model, lambda tasks, line, on_done: work_on_ray(tasks, line, recipe, crew, on_done, console.say)
+    local = LocalModel(recipe, stop=stop)
+
+    def work(tasks: Sequence[Task], line: Line, on_done: OnDone) -> None:
+        for text in local.about([task.scan for task in tasks], in_flight):
+            console.say(text)
+        work_here(tasks, line, local.segment, local.segmenter.spec.training, in_flight, on_done, stop)
+
+    return model, work
+
+
+def _model(arguments: argparse.Namespace) -> tuple[Model, Recipe]:
+    if arguments.bundle is not None:
+        bundle = arguments.bundle.expanduser().resolve()
+        model = Model.of(bundle, str(bundle))
+    else:
+        found = resolve(arguments.root, arguments.name, arguments.alias)
+        bundle, model = found.bundle, Model.registered(found, f"models:/{arguments.name}@{arguments.alias}")
+    component = stable = None
+    if arguments.adapt is not None:
+        component = Component.parse(arguments.adapt)
+        stable = None if arguments.stable_bundle is None else arguments.stable_bundle.expanduser().resolve()
+        model = adapted_model(model, component, stable)
+    return model, Recipe(bundle, arguments.modality, arguments.uncertainty, component, stable)
+
+
+def _workers(arguments: argparse.Namespace, scans: int) -> int:
+    """Processes with a model; 0 for this one, which dies with it where a scan is too much for the machine."""
+    if arguments.workers is None:
+        own = scans >= LARGE_STUDY or arguments.address is not None
+        return max(1, torch.cuda.device_count()) if own else 0
+    if arguments.workers < 0 or (arguments.workers == 0 and arguments.address is not None):
+        raise ConfigError(f"--workers {arguments.workers} has no process for a model; ask for at least 1")
+    return int(arguments.workers)
+
+
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """`dropgen segment`.
 
@@ -250,22 +224,15 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.dicom_seg is not None and not any(scan.series for scan in cases.scans):
         raise ConfigError(f"--dicom-seg needs DICOM series, which {source} has none of; leave it out")
     _say_cases(cases)
-    backend = open_backend(arguments)
-    if backend.plan is not None:
-        _say_plan(cases.scans, backend.plan)
-    document = segment_cases(
-        cases,
-        source,
-        target,
-        backend.model,
-        backend.segment,
-        Journal(arguments.root / "service" / AUDIT_FILE, durable=True),
-        backend.records,
-        Asked(arguments.modality, arguments.uncertainty, arguments.dicom_seg),
-    )
+    model, work = _opened(arguments, len(cases.scans))
+    audit = Journal(arguments.root / "service" / AUDIT_FILE, durable=True)
+    asked = Asked(arguments.modality, arguments.uncertainty, arguments.dicom_seg)
+    document = segment_cases(cases, source, target, model, work, audit, asked)
     counts = ", ".join(f"{document[kind.replace(' ', '_')]} {kind}" for kind in COUNTED)
-    console.say(f"{counts}, with {backend.model.uri}")
-    console.say(f"masks: {target}, table: {document['outcomes']}")
+    console.say(f"{counts}, with {model.uri}")
+    if document["model_busy"] is not None and arguments.url is None:
+        console.say(f"the model was busy {100 * document['model_busy']:.0f}% of the time between first and last scan")
+    console.say(f"masks: {target}, table: {document['outcomes']}, page: {document['summary']}")
     if odd := [case for case in document["cases"] if case["findings"] and case["findings"]["flags"]]:
         console.say(f"to look at: {', '.join(case['case'] for case in odd[:NAMED_FAILURES])}" + _more(odd))
     if document["failed"]:

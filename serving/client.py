@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
+import secrets
+import threading
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +17,59 @@ import httpx
 
 from dropgen.errors import ServiceError, VolumeError
 from dropgen.features.studies.volume import Volume, volume_from_bytes
+from dropgen.serving.headers import REQUEST_HEADER, RETRY_HEADER
 from dropgen.serving.models import Model
 
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 3600  # one large volume on a CPU takes minutes, and others may wait before it
-TRIES = 20  # of a busy service, or of one whose replica died: the same volume gives the same mask
-RETRY_SECONDS = 30  # between them, at most
+PATIENCE_SECONDS = 120  # with a service whose replica died: another is started, and the same volume gives the same mask
+DEATHS = 3  # a volume that took three replicas with it is not given a fourth
+RETRY_SECONDS = 30  # between tries, where the service does not say
+POLL_SECONDS = 10  # between looks for a job, at most
+JOB_BYTES = 32 * 2**20  # from here on a volume is sent as a job, as the page does; on a CPU it takes minutes
 VOLUME_TYPE, ZIP_TYPE = "application/octet-stream", "application/zip"
 UNREADY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A mask as the service gave it.
+
+    Attributes:
+        mask: .nii.gz.
+        request: Id of the request, the same at every try.
+        tries: How often it was sent.
+    """
+
+    mask: bytes
+    request: str
+    tries: int
+
+
 class Client:
-    """One service at one address.
+    """One service at one address, for several threads.
 
     Args:
         url: For example `http://127.0.0.1:8000`.
         token: Sent with every request.
+        patience: Seconds for which a service that does not answer is asked again.
+        stop: Once set, nobody waits for another try.
     """
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        patience: float = PATIENCE_SECONDS,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # Proxy settings of the environment are left out: a proxy does not know this machine's loopback.
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)
+        self._patience = patience
+        self._stop = threading.Event() if stop is None else stop
 
     def model(self) -> Model:
         """The model that the service answers with.
@@ -44,7 +77,7 @@ class Client:
         Raises:
             ServiceError: It cannot be reached or is no segmentation service.
         """
-        answer = self._send("GET", "/healthz")
+        answer = self._ready("GET", "/healthz")
         try:
             model = answer.json()["model"]
             return Model(**{**model, "classes": tuple(model["classes"])})
@@ -81,31 +114,92 @@ class Client:
                 archive.writestr(str(index), _bytes(path))  # a file name can hold a patient's
         return self._mask(packed.getvalue(), ZIP_TYPE, "the series", modality)
 
-    def _mask(self, content: bytes, media: str, name: str, modality: str | None) -> Volume:
+    def ask(self, content: bytes, media: str, name: str, modality: str | None = None) -> Answer:
+        """Has a volume segmented: at once, or where it is large as a job.
+
+        Args:
+            content: NIfTI, or a zip of one DICOM series.
+            media: Which of them.
+            name: What error messages call it.
+            modality: Where the model needs one.
+
+        Raises:
+            VolumeError: The service refused it.
+            ServiceError: The service cannot be reached, stays busy or does not know the token.
+        """
+        identity = secrets.token_hex(16)
         query = {} if modality is None else {"modality": modality}
-        request: dict[str, Any] = {"params": query, "content": content, "headers": {"Content-Type": media}}
-        answer = self._send("POST", "/v1/segment", **request)
-        for _ in range(TRIES):
-            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not _died(answer):
-                break
-            time.sleep(min(RETRY_SECONDS, float(answer.headers.get("Retry-After", 1))))
-            answer = self._send("POST", "/v1/segment", **request)
+        headers = {"Content-Type": media, REQUEST_HEADER: identity}
+        if len(content) < JOB_BYTES:
+            answer, tries = self._persist("POST", "/v1/segment", params=query, content=content, headers=headers)
+        else:
+            headers["Idempotency-Key"] = identity  # sent again, it is the same job
+            answer, tries = self._persist("POST", "/v1/jobs", params=query, content=content, headers=headers)
+            if answer.status_code == httpx.codes.ACCEPTED:
+                answer = self._result(str(answer.json()["id"]), name)
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS):
             raise ServiceError(f"{self.url}: {_sentence(answer)}")
         if answer.status_code != httpx.codes.OK:
             raise VolumeError(f"{name}: {_sentence(answer)}")
-        mask = volume_from_bytes(answer.content, f"the mask of {name}")
+        return Answer(answer.content, identity, tries)
+
+    def _mask(self, content: bytes, media: str, name: str, modality: str | None) -> Volume:
+        mask = volume_from_bytes(self.ask(content, media, name, modality).mask, f"the mask of {name}")
         return Volume(mask.array.astype("uint8"), mask.affine)
+
+    def _result(self, job: str, name: str) -> httpx.Response:
+        """Waits for a job, looking more and more seldom."""
+        for attempt in itertools.count():
+            answer, _ = self._persist("GET", f"/v1/jobs/{job}")
+            if answer.status_code != httpx.codes.OK:
+                return answer
+            state = answer.json()
+            if state["state"] == "done":
+                return self._persist("GET", f"/v1/jobs/{job}/result")[0]
+            if state["state"] in ("failed", "cancelled"):
+                raise VolumeError(f"{name}: {state.get('error', 'the job was cancelled')}")
+            self._pause(min(POLL_SECONDS, 0.25 * 2 ** min(attempt, 6)))
+        raise AssertionError("it looks until the job has ended")
+
+    def _persist(self, method: str, path: str, **request: Any) -> tuple[httpx.Response, int]:
+        """Sends until the service answers: a full queue is waited for, what a replica took with it is sent again.
+
+        Returns:
+            The answer, and how often it took.
+        """
+        headers, first, deaths = request.pop("headers", {}), dict[str, float](), 0
+        for tries in itertools.count(1):
+            again = {} if tries == 1 else {RETRY_HEADER: "1"}
+            answer = self._send(method, path, headers=headers | again, **request)
+            busy = answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+            if not (busy or _died(answer) or _unready(answer)):
+                break
+            deaths += _died(answer)
+            now, kind = time.monotonic(), "busy" if busy else "lost"
+            if now - first.setdefault(kind, now) >= (ANSWER_SECONDS if busy else self._patience):
+                if _unready(answer):
+                    raise _not_ready(self.url, answer)
+                if busy or deaths >= DEATHS:
+                    break
+            self._pause(_wait(answer, tries))
+        return answer, tries
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise ServiceError(f"{self.url} is not waited for any more")
+
+    def _ready(self, method: str, path: str) -> httpx.Response:
+        answer = self._send(method, path)
+        if _unready(answer):
+            raise _not_ready(self.url, answer)
+        return answer
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, self.url + path, **request)
+            return self._http.request(method, self.url + path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             cause = str(error) or type(error).__name__
             raise ServiceError(f"{self.url} cannot be reached ({cause}); start it with `dropgen serve`") from None
-        if answer.status_code in UNREADY and not _from_service(answer):
-            raise ServiceError(f"{self.url} answers {answer.status_code}, it is starting, stopping or busy; try later")
-        return answer
 
 
 def _bytes(path: Path) -> bytes:
@@ -118,6 +212,23 @@ def _bytes(path: Path) -> bytes:
 def _died(answer: httpx.Response) -> bool:
     """Whether Serve's proxy says that a replica failed to answer."""
     return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not _from_service(answer)
+
+
+def _unready(answer: httpx.Response) -> bool:
+    """Whether a proxy says that there is nobody to answer."""
+    return answer.status_code in UNREADY and not _from_service(answer)
+
+
+def _not_ready(url: str, answer: httpx.Response) -> ServiceError:
+    return ServiceError(f"{url} answers {answer.status_code}, it is starting, stopping or busy; try later")
+
+
+def _wait(answer: httpx.Response, tries: int) -> float:
+    """Seconds until the next try: as the service says, else longer every time, and never at the same time for all."""
+    try:
+        return max(0.0, float(answer.headers["Retry-After"]))
+    except (KeyError, ValueError):  # none, or a date
+        return secrets.SystemRandom().uniform(0.5, 1.0) * min(RETRY_SECONDS, 0.5 * 2**tries)
 
 
 def _from_service(answer: httpx.Response) -> bool:

@@ -43,6 +43,7 @@ class Order:
         sha256: Of the volume's bytes.
         job: Its id, for a job.
         dicom: Whether the mask is wanted as DICOM-SEG.
+        again: Whether it was asked for before, of a replica that may have died between log and answer.
     """
 
     who: str
@@ -51,6 +52,7 @@ class Order:
     sha256: str
     job: str | None = None
     dicom: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,11 @@ class Engine:
             self._turn.release()
 
     def record(self, mask: bytes, served: Served, order: Order, uid: str | None = None) -> str:
-        """Writes the audit line of a mask; returns the mask's id, its sha256."""
+        """Writes the audit line of a mask, unless it is there; returns the mask's id, its sha256."""
         dicom = {} if uid is None else {"sop_instance_uid": uid}
         output = hashlib.sha256(mask).hexdigest()
+        if order.again and self._audit.holds(who=order.who, request=order.request, output_sha256=output):
+            return output
         self._audit.add(
             who=order.who, request=order.request, job=order.job, input_sha256=order.sha256,
             model=served.registered.name, version=served.registered.version, digest=served.model.digest,

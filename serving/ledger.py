@@ -42,39 +42,60 @@ class Outcome:
     findings: Findings | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """A mask of an earlier run.
+
+    Attributes:
+        key: Hash of everything that it depended on.
+        findings: What was told of it.
+    """
+
+    key: str
+    findings: Findings
+
+
 class Ledger:
     """The record of one output folder: a hidden JSON file for the next run, a table for people.
 
     Args:
         folder: Where the masks go.
-        masks: Names of the masks that this run may write.
+        masks: Names of the masks that this run may write, in the order of the table.
+        beside: Names of what it may write beside them.
         classes: Columns of the table.
 
     Raises:
         ConfigError: The folder holds one of these names and no ledger says that it is ours to replace.
     """
 
-    def __init__(self, folder: Path, masks: Sequence[str], classes: Sequence[str]) -> None:
+    def __init__(self, folder: Path, masks: Sequence[str], beside: Sequence[str], classes: Sequence[str]) -> None:
         self._folder = folder
+        self._masks = tuple(masks)
         self._classes = tuple(classes)
-        self._outcomes: list[Outcome] = []
+        self._others: list[Outcome] = []
+        self._outcomes: dict[str, Outcome] = {}
         self._saved = 0.0
-        stored = read_json(folder / LEDGER_FILE)
-        if stored is None and (foreign := next((name for name in masks if (folder / name).exists()), None)):
+        stored, names = read_json(folder / LEDGER_FILE), (*masks, *beside)
+        if stored is None and (foreign := next((name for name in names if (folder / name).exists()), None)):
             raise ConfigError(f"{folder / foreign} exists but was not written by dropgen segment; name an empty folder")
         self._entries: dict[str, dict[str, Any]] = stored or {}
         self.save()
 
-    def findings(self, mask: str, key: str) -> Findings | None:
-        """What is told of a mask that was made with this very key and still exists, else None."""
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What is over, in the order of the input, however many worked on it; what has no mask comes first."""
+        return [*self._others, *(self._outcomes[mask] for mask in self._masks if mask in self._outcomes)]
+
+    def known(self, mask: str) -> Known | None:
+        """What is on record of a mask that still exists, else None."""
         entry = self._entries.get(mask)
-        if entry is None or entry["key"] != key or "findings" not in entry or not (self._folder / mask).exists():
+        if entry is None or "findings" not in entry or not (self._folder / mask).exists():
             return None
-        return Findings(**entry["findings"])
+        return Known(entry["key"], Findings(**entry["findings"]))
 
     def tell(self, outcome: Outcome) -> None:
         """Puts what has no mask into the table."""
-        self._outcomes.append(outcome)
+        self._others.append(outcome)
 
     def add(self, outcome: Outcome, mask: str, key: str | None) -> None:
         """Records an outcome; the mask that a failed file left behind from earlier is removed.
@@ -84,7 +105,7 @@ class Ledger:
             mask: Name of the mask.
             key: Hash of everything the mask depends on; None where there is no mask.
         """
-        self._outcomes.append(outcome)
+        self._outcomes[mask] = outcome
         if key is None or outcome.findings is None:
             self._entries.pop(mask, None)
             (self._folder / mask).unlink(missing_ok=True)
@@ -114,7 +135,7 @@ class Ledger:
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*COLUMNS, *(f"{what} {name}" for what in PER_CLASS for name in self._classes)])
-            for one in self._outcomes:
+            for one in self.outcomes:
                 writer.writerow([one.case, one.file, one.outcome, one.reason, one.seconds, *self._told(one.findings)])
         partial.replace(table)
 

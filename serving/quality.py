@@ -28,12 +28,15 @@ class Segmented:
         mask: uint8 on its grid.
         uncertainty: Where it was asked for.
         slices: The DICOM files that the scan was read from, in the order of its third axis; none for NIfTI.
+        in_model: When it came into the model and when it left, seconds of the machine's monotonic clock; None where
+            nobody looked.
     """
 
     image: Volume
     mask: Volume
     uncertainty: Uncertainty | None = None
     slices: tuple[Path, ...] = ()
+    in_model: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

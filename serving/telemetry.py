@@ -16,11 +16,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dropgen.serving.headers import REQUEST_HEADER
 from dropgen.serving.journal import Journal
 from dropgen.serving.page import FILES
 from dropgen.serving.tokens import ForbiddenError, Tokens, UnauthorisedError, require_here
 
-REQUEST_HEADER = "X-Request-Id"
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where the replicas of a service keep their metrics, so that any tells all
 # Asked by load balancers, which have no token; read by people, in a browser without one.

@@ -1,39 +1,45 @@
-"""The verb `bench`."""
+"""The benchmarks of this floor and those below; `serving/bench/` adds its own to them and is the verb."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.progress import TaskID
 
 from dropgen.config import to_json
 from dropgen.console import progress, say
-from dropgen.errors import ConfigError, ResourceError
+from dropgen.errors import ConfigError
 from dropgen.features.bench.peers import all_peers
 from dropgen.features.bench.precompute import PrecomputeBench, bench_precompute
 from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
 from dropgen.platform.bench.metrics import LAYOUTS, MetricsBench, bench_metrics
+from dropgen.platform.bench.options import edges, numbers, scratch, stated
 from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
 STEP_CROP = 64
 PARTS = ("memory", "features")
+
+Bench = Callable[[argparse.Namespace], dict[str, Any]]
 TAKEN_BY = {
-    "shape": ("store", "precompute", "predict", "metrics"), "channels": ("store",),
+    "shape": ("store", "precompute", "predict", "metrics", "segment"), "channels": ("store",),
     "crops": ("store", "step", "predict"), "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
+    "scans": ("segment",), "repeats": ("store", "precompute", "step", "predict", "metrics", "segment"),
+    "edges": ("serve",), "requests": ("serve",), "clients": ("serve",), "replicas": ("serve",),
 }  # fmt: skip
 
 
-def command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`dropgen bench store`, `precompute`, `step`, `predict` and `metrics`.
+def run(arguments: argparse.Namespace, benches: Mapping[str, Bench]) -> dict[str, Any]:
+    """Runs the benchmark that the command line names.
+
+    Args:
+        arguments: The command line.
+        benches: By name.
 
     Raises:
         ConfigError: An option is wrong or belongs to another benchmark.
@@ -41,9 +47,6 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         ResourceError: The root cannot be written.
     """
     _require_fitting(arguments)
-    benches: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "store": _store, "precompute": _precompute, "step": _step, "predict": _predict, "metrics": _metrics,
-    }  # fmt: skip
     document = benches[arguments.action](arguments)
     say(f"machine: {document['machine']['cpu']}, load {document['machine']['load']} when it began")
     say(f"rows: {document['record']}")
@@ -63,14 +66,14 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
-        "shape": _edges("--shape", arguments.shape),
+        "shape": edges("--shape", arguments.shape),
         "channels": arguments.channels,
-        "crops": _edges("--crops", arguments.crops),
+        "crops": edges("--crops", arguments.crops),
         "repeats": arguments.repeats,
     }
-    spec = StoreBench(**_stated(given))
+    spec = StoreBench(**stated(given))
     found, peers = machine(), all_peers(spec.channels)
-    with _scratch(arguments.root) as folder, progress("rows") as bars:
+    with scratch(arguments.root) as folder, progress("rows") as bars:
         task = bars.add_task("bench store", total=2 * len(peers) * len(spec.crops), note="")
         rows = bench_store(spec, peers, folder, lambda row: bars.update(task, advance=1, note=row["peer"]))
     for row in rows:
@@ -80,13 +83,13 @@ def _store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _precompute(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
-        "shape": _edges("--shape", arguments.shape),
-        "workers": _numbers("--workers", arguments.workers, "processes", "1,2"),
+        "shape": edges("--shape", arguments.shape),
+        "workers": numbers("--workers", arguments.workers, "processes", "1,2"),
         "repeats": arguments.repeats,
     }
-    spec = PrecomputeBench(**_stated(given))
+    spec = PrecomputeBench(**stated(given))
     found = machine()
-    with _scratch(arguments.root) as folder, progress("runs") as bars:
+    with scratch(arguments.root) as folder, progress("runs") as bars:
         task = bars.add_task("bench precompute", total=2 * len(spec.workers) * spec.repeats, note="")
         rows = bench_precompute(spec, folder, lambda: bars.update(task, advance=1))
     for row in rows:
@@ -97,7 +100,7 @@ def _precompute(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _metrics(arguments: argparse.Namespace) -> dict[str, Any]:
-    spec = MetricsBench(**_stated({"shape": _edges("--shape", arguments.shape), "repeats": arguments.repeats}))
+    spec = MetricsBench(**stated({"shape": edges("--shape", arguments.shape), "repeats": arguments.repeats}))
     found = machine()
     with progress("rounds") as bars:
         task = bars.add_task("bench metrics", total=len(LAYOUTS) * spec.repeats, note="")
@@ -117,13 +120,13 @@ def _times(row: Mapping[str, Any]) -> str:
 
 
 def _step(arguments: argparse.Namespace) -> dict[str, Any]:
-    crop, *more = _edges("--crops", arguments.crops) or (STEP_CROP,)
+    crop, *more = edges("--crops", arguments.crops) or (STEP_CROP,)
     if more:
         raise ConfigError(f"--crops = {arguments.crops}: bench step trains on crops of one size")
     repeats = LEAST_REPEATS if arguments.repeats is None else arguments.repeats
     require_repeats(repeats)
     found = machine()
-    with _scratch(arguments.root) as folder, progress("blocks") as bars:
+    with scratch(arguments.root) as folder, progress("blocks") as bars:
         task = bars.add_task("bench step", total=None, note="preparing")
         experiment = prepare(folder, crop, arguments.overrides, arguments.methods)
         contenders, unavailable = contenders_of(experiment, folder)
@@ -144,18 +147,18 @@ def _step_time(row: Mapping[str, Any]) -> str:
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    crop, *more = _edges("--crops", arguments.crops) or (MemoryBench.crop,)
+    crop, *more = edges("--crops", arguments.crops) or (MemoryBench.crop,)
     if more:
         raise ConfigError(f"--crops = {arguments.crops}: bench predict has windows of one size")
     parts = PARTS if arguments.part is None else (arguments.part,)
-    shape = _edges("--shape", arguments.shape)
+    shape = edges("--shape", arguments.shape)
     if shape is not None and len(parts) > 1:
         raise ConfigError("--shape is of one part's volume; name that with --part memory or --part features")
-    given = _stated({"shape": shape, "crop": crop, "repeats": arguments.repeats})
+    given = stated({"shape": shape, "crop": crop, "repeats": arguments.repeats})
     found = machine()
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
-    with _scratch(arguments.root) as folder, progress("runs") as bars:
+    with scratch(arguments.root) as folder, progress("runs") as bars:
         for part in parts:
             spec: MemoryBench | FeaturesBench = MemoryBench(**given) if part == "memory" else FeaturesBench(**given)
             task = bars.add_task(f"bench predict {part}", total=spec.repeats * spec.contenders, note="")
@@ -189,34 +192,6 @@ def _predicted(row: Mapping[str, Any]) -> str:
     )
 
 
-def _edges(flag: str, text: str | None) -> tuple[int, ...] | None:
-    return _numbers(flag, text, "voxels", "64,128")
-
-
-def _numbers(flag: str, text: str | None, unit: str, example: str) -> tuple[int, ...] | None:
-    """The numbers of `240,240,155`; None where the option was not given."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{flag} = '{text}': write {unit} with commas between them, for example {example}") from None
-
-
-def _stated(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given; the others have their defaults."""
-    return {name: value for name, value in given.items() if value is not None}
-
-
-@contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
-    """A folder under the root, on the disk that is to be measured, gone afterwards."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(prefix="bench-", dir=root)
-    except OSError as error:
-        raise ResourceError(
-            f"nothing can be written under {root}: {error.strerror}; choose a writable folder with --root"
-        ) from error
-    with temporary:
-        yield Path(temporary.name)
+BENCHES: dict[str, Bench] = {
+    "store": _store, "precompute": _precompute, "step": _step, "predict": _predict, "metrics": _metrics,
+}  # fmt: skip

@@ -34,6 +34,11 @@ class MemoryPlan:
         """The most that is held at once."""
         return max(self.stages.values())
 
+    @property
+    def waiting(self) -> int:
+        """The most that is held while another volume is in the model: before it is this one's turn, and afterwards."""
+        return max(self.stages.get("reading", 0), self.stages.get("preparing", 0))
+
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gib(size)}" for name, size in self.stages.items())
         shape = " x ".join(map(str, self.shape))

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dropgen.features.studies.prepare import Native, prepare
-from dropgen.features.studies.volume import Volume
+from dropgen.features.studies.prepare import Native, Prepared
 from dropgen.platform.adaptation.tent import entropy
 from dropgen.platform.evaluation.inference import Slab, labels, native_mask
 from dropgen.platform.methods.joint import Joint
@@ -47,17 +46,13 @@ def extra_passes(segmenter: Segmenter) -> int:
     return 2 if isinstance(segmenter.method, Joint) else 0
 
 
-def predict_uncertain(
-    segmenter: Segmenter, volume: Volume, modality: str | None = None
-) -> tuple[np.ndarray, Uncertainty]:
-    """The mask that `predict` gives, and how sure it is.
+def predict_uncertain(segmenter: Segmenter, prepared: Prepared) -> tuple[np.ndarray, Uncertainty]:
+    """The mask that `predict_native` gives, and how sure it is.
 
     Args:
         segmenter: A plain one; scores of a test-time method are not the logits of one network.
-        volume: As for `predict`.
-        modality: Likewise.
+        prepared: As for `predict_native`.
     """
-    prepared = prepare(volume, segmenter.spec.preparation, modality)
     features = segmenter.features(prepared)
 
     def both(slabs: Iterable[Slab]) -> tuple[np.ndarray, np.ndarray]:

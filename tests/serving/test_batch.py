@@ -19,12 +19,13 @@ from dropgen.__main__ import main
 from dropgen.errors import ConfigError, ResourceError, ServiceError
 from dropgen.features.studies.volume import Volume, read_mask, read_volume, write_volume
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.backend import Segment
 from dropgen.serving.batch import Asked
 from dropgen.serving.cases import Scan, find_cases
 from dropgen.serving.models import Model
 from dropgen.serving.quality import Segmented
 from tests_support.folders import segment_folder
+
+Segment = Callable[[Scan], Segmented]
 
 
 @pytest.fixture
@@ -209,7 +210,8 @@ def test_ctrl_c_of_the_command_keeps_finished_masks(
     for seed in range(20):
         volume = oblique_volume(seed)
         write_volume(scans / f"case{seed:02d}.nii", volume.array, volume.affine)
-    command = [sys.executable, "-m", "dropgen", "segment", str(scans), str(masks), "--bundle", str(bundle)]
+    words = ["segment", str(scans), str(masks), "--bundle", str(bundle), "--workers", "0", "--in-flight", "2"]
+    command = [sys.executable, "-m", "dropgen", *words]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -229,7 +231,7 @@ def test_ctrl_c_of_the_command_keeps_finished_masks(
     before = stamps(masks)
     for case in done:
         assert read_mask(masks / f"{case}.nii.gz").array.any()
-    assert main(["segment", str(scans), str(masks), "--bundle", str(bundle)]) == 0
+    assert main(words) == 0
     assert [row["outcome"] for row in rows(masks)].count("skipped") == len(done)
     assert {name: stamps(masks)[name] for name in (f"{case}.nii.gz" for case in done)} == {
         name: before[name] for name in (f"{case}.nii.gz" for case in done)

@@ -64,4 +64,4 @@ def test_what_the_service_says_is_told_and_a_proxys_word_is_not_taken_for_it(
     volume = oblique_volume(0)
     write_volume(tmp_path / "scan.nii", volume.array, volume.affine)
     with answering(status, kind, body) as url, pytest.raises(error, match=told):
-        Client(url, "a" * 20).segment(tmp_path / "scan.nii")
+        Client(url, "a" * 20, patience=0).segment(tmp_path / "scan.nii")
