@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast, get_args
+from typing import Annotated, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,12 +15,11 @@ from dropgen.config import Frozen, load_experiment, read_yaml, resolve, validate
 from dropgen.errors import ConfigError, StudyError, closest
 from dropgen.features.studies.codes import Code
 from dropgen.features.studies.intensity import require_rule
+from dropgen.features.studies.patterns import Patterns, pattern_rows
 from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
 from dropgen.features.studies.sources import Row, read_rows
-from dropgen.features.studies.splits import shuffled
+from dropgen.features.studies.splits import SPLITS, Split, shuffled
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 SPLITS_WITH_LABELS = ("train", "val")
 LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_ID = "zarr.json"  # the name of every Zarr node's metadata
@@ -93,10 +92,10 @@ class Study:
 
 
 class StudyFile(Frozen):
-    """The study's YAML file; `source` is a manifest CSV or an nnU-Net raw folder."""
+    """The study's YAML file; `source` is a manifest CSV, an nnU-Net raw folder, or patterns of file names."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    source: str
+    source: str | Patterns
     classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
     spacing: tuple[Millimetres, Millimetres, Millimetres]
     crop: tuple[Voxels, Voxels, Voxels]
@@ -158,8 +157,10 @@ def read_study(path: Path, root: Path) -> Study:
     values = read_yaml(path)
     if "study" in values and "source" not in values:
         return read_study(load_experiment(path, root).study, root)
+    if isinstance(source := values.get("source"), dict):
+        values["source"] = validate(Patterns, source, f"{path}: source")
     file = validate(StudyFile, values, str(path))
-    cases = tuple(case_of(row) for row in read_rows(resolve(file.source, path.parent, root)))
+    cases = tuple(case_of(row) for row in _rows(file.source, path.parent, root))
     return Study(
         name=file.name,
         classes=file.classes,
@@ -172,6 +173,12 @@ def read_study(path: Path, root: Path) -> Study:
         tubular=file.tubular,
         codes=file.codes,
     )
+
+
+def _rows(source: str | Patterns, folder: Path, root: Path) -> list[Row]:
+    if isinstance(source, Patterns):
+        return pattern_rows(source, resolve(source.folder, folder, root))
+    return read_rows(resolve(source, folder, root))
 
 
 def few_shot(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
