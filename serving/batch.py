@@ -140,7 +140,7 @@ def _one(
         if known is not None and (kind is None or _seg(mask).exists()):
             return Outcome(scan.case, scan.file, "skipped", findings=known), key
         result = segment(scan)
-        findings = find(result, model.classes, records)
+        findings = find(result, model.classes, records, model.regions)
         seg = None if kind is None else encode(result.mask.array, result.slices, model, kind)
     except ServiceError:
         raise
@@ -174,7 +174,7 @@ def _write(
     write_bytes(mask, content)
     if seg is not None:
         write_bytes(_seg(mask), seg.content)
-    write_beside(mask, result, findings, model.classes)
+    write_beside(mask, result, findings, model.labelling.names)
 
 
 def _seg(mask: Path) -> Path:

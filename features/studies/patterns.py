@@ -172,7 +172,7 @@ def _assigned(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]) -> tu
     lists = _drawn(patterns.splits, people)
     problems = [f"{split}: a share of {_share(patterns, split)} of {len(people)} people is nobody"
                 for split, group in lists.items() if not group]  # fmt: skip
-    named = [(person, split) for split, group in lists.items() for person in group]
+    named: list[tuple[str, str]] = [(person, split) for split, group in lists.items() for person in group]
     named += [(person, "leave_out") for person in patterns.leave_out]
     for person in sorted({person for person, _ in named} | set(people)):
         splits = [split for one, split in named if one == person]
@@ -197,7 +197,8 @@ def _unknown_domains(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]
 
 def _drawn(splits: Mapping[Split, float | tuple[str, ...]], people: Sequence[str]) -> dict[Split, Sequence[str]]:
     """The people of every split: as listed, or cut from their shuffle at the rounded sums of the shares."""
-    order, drawn, before = shuffled(people), {}, 0.0
+    drawn: dict[Split, Sequence[str]] = {}
+    order, before = shuffled(people), 0.0
     for split in SPLITS:
         group = splits.get(split)
         if isinstance(group, float):

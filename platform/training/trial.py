@@ -17,7 +17,7 @@ from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.bundle import SegmenterSpec
-from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
@@ -77,7 +77,7 @@ def run_trial(
     bench = bench.on(device)
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
-    network = build_network(experiment.network, method, channels, len(bench.study.classes))
+    network = build_network(experiment.network, method, channels, bench.study.labelling.outputs)
     method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     rule, beside = validation_cases(bench.study, experiment.selection.rule), bench.beside
@@ -92,6 +92,7 @@ def run_trial(
         else None,
         folder=folder,
         device=device,
+        labelling=bench.study.labelling,
     )
     try:
         history = fit(task, workers, on_progress)
@@ -147,8 +148,11 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         extractor_fingerprint=extractor.fingerprint if extractor else None,
         feature_scope="window" if bench.source(method) == "online" else "volume",
         overlap=experiment.evaluation.overlap,
-        training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes),
+        training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes, study.regions),
         codes=dict(study.codes),
+        regions=study.regions,
+        regions_class_order=study.regions_class_order,
+        ignore=study.ignore,
     )
 
 
@@ -216,7 +220,7 @@ def _validate(bench: Workbench, segmenter: Segmenter, cases: Sequence[Case], wor
 
 def _score(bench: Workbench, segmenter: Segmenter, case: Case) -> np.ndarray:
     prepared, features, label = bench.stored(case, segmenter.method)
-    return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
+    return labelled_dice(segmenter.predict_prepared(prepared, features), label, bench.study.labelling)
 
 
 def _result(
