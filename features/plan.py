@@ -118,13 +118,14 @@ def make_plan(
         raise ConfigError(f"--memory-gb = {budget_gb:g} holds nothing; give the memory of a training step in GB")
     given, settings = open_source(source, root), Settings.of(source, root)
     fingerprint = take_fingerprint(given, on_case)
-    classes = class_names(given, source.resolve(), fingerprint)
+    classes = class_names(given, fingerprint)
+    outputs = replace(given, classes=classes).labelling.outputs
     extractor = build_extractor(settings.features.extractor)
     spacing = target_spacing(fingerprint.spacings, fingerprint.inner_shapes)
     size = median_shape(fingerprint.spacings, fingerprint.inner_shapes, spacing)
     network = settings.network.model_copy(update={"downs": most_downs(size, settings.network.downs)})
     predictor = Predictor(
-        1 + extractor.channels, len(classes), network.base, network.downs, network.convs, settings.training.batch
+        1 + extractor.channels, outputs, network.base, network.downs, network.convs, settings.training.batch
     )
     budget = round(budget_gb * GB)
     crop = plan_crop(spacing, size, network.downs, lambda crop: step_bytes(predictor, crop), budget)
@@ -192,7 +193,7 @@ def document(plan: Plan, root: Path) -> dict[str, Any]:
                 for name, values in found.intensities.items()
             },
             "classes": {
-                study.classes[value]: {
+                study.labelling.names[value]: {
                     "cases": one.cases, "smallest_ml": one.smallest, "median_ml": one.median, "largest_ml": one.largest,
                 }
                 for value, one in found.classes.items()

@@ -48,7 +48,7 @@ def snippet(plan: Plan, source: Path) -> str:
     else:
         lines.append(f"source: {source.resolve()}")
     lines += [
-        f"classes: {_flow(list(study.classes))}",
+        *(f"{key}: {_flow(value)}" for key, value in study.labelling.to_yaml().items()),
         f"spacing: {_flow([_plain(edge) for edge in study.spacing])}  # mm, RAS",
         f"crop: {_flow(list(study.crop))}  # for an experiment with network: {{base: {plan.predictor.base}, downs: "
         f"{plan.predictor.downs}}} and training: {{batch: {plan.predictor.batch}}}",
@@ -87,7 +87,7 @@ def _found(plan: Plan) -> Iterable[tuple[str, str, str]]:
     for value, one in list(found.classes.items())[:CLASSES_SHOWN]:
         volume = f"{_plain(one.median)} ml"
         yield (
-            plan.study.classes[value],
+            plan.study.labelling.names[value],
             volume,
             f"in {one.cases} cases, {_plain(one.smallest)} to {_plain(one.largest)} ml",
         )

@@ -135,9 +135,9 @@ class Worker:
     def _label(self, case: Case, grid: Grid) -> np.ndarray:
         assert case.label is not None
         label = prepare_label(read_mask(case.label), grid)
-        last = len(self._recipe.study.classes) - 1
-        if (highest := int(label.max())) > last:
-            raise VolumeError(f"{case.label}: label value {highest} is unknown; the classes are 0..{last}")
+        labelling = self._recipe.study.labelling
+        if (highest := int(label.max())) > labelling.highest:
+            raise VolumeError(f"{case.label}: label value {highest} is unknown; the classes are 0..{labelling.last}")
         return label
 
     def _provenance(self, case: Case) -> dict[str, Any]:

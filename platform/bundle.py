@@ -22,6 +22,7 @@ from torch import Tensor
 from dropgen.config import Component, Frozen, Network, to_json
 from dropgen.errors import CheckpointError, ResourceError
 from dropgen.features.studies.codes import Code
+from dropgen.features.studies.labelling import Labelling
 from dropgen.features.studies.prepare import Preparation
 from dropgen.platform.evaluation.quality import ClassRecord
 
@@ -36,7 +37,7 @@ class SegmenterSpec(Frozen):
     Attributes:
         name: What a person calls it.
         study: Name of the study it was trained on.
-        classes: Class names; the index is the label value, 0 is background.
+        classes: Class names, background first; the index is the label value where there are no regions.
         spacing: Voxel size the network works on, mm.
         crop: Window size in voxels.
         intensity: Intensity rule, or one rule per modality.
@@ -46,6 +47,7 @@ class SegmenterSpec(Frozen):
         overlap: Fraction of a window that the next one repeats.
         training: What the training labels say of each class; bundles from before this was recorded have none.
         codes: What classes are in a terminology, as the study says.
+        regions: With `regions_class_order` and `ignore` what label values mean, as the study says.
     """
 
     name: str
@@ -62,6 +64,14 @@ class SegmenterSpec(Frozen):
     overlap: float = 0.5
     training: dict[str, ClassRecord] = Field(default_factory=dict)
     codes: dict[str, Code] = Field(default_factory=dict)
+    regions: tuple[tuple[int, ...], ...] = ()
+    regions_class_order: tuple[int, ...] = ()
+    ignore: int | None = None
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the values of its masks, and of the labels that it was trained on, mean."""
+        return Labelling(self.classes, self.regions, self.regions_class_order, self.ignore)
 
     @property
     def preparation(self) -> Preparation:

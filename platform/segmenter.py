@@ -137,7 +137,9 @@ class Segmenter:
         Returns:
             uint8 mask on the grid of the volume that was prepared.
         """
-        return self.over_slabs(prepared, None, lambda slabs: native_mask(slabs, prepared.grid))
+        return self.over_slabs(
+            prepared, None, lambda slabs: native_mask(slabs, prepared.grid, self.spec.labelling.order)
+        )
 
     def predict_prepared(self, prepared: Prepared, features: np.ndarray | None = None) -> np.ndarray:
         """Segments a prepared volume.
@@ -149,7 +151,8 @@ class Segmenter:
         Returns:
             uint8 mask on the prepared grid.
         """
-        return self.over_slabs(prepared, features, lambda slabs: prepared_mask(slabs, prepared.unit.shape))
+        order = self.spec.labelling.order
+        return self.over_slabs(prepared, features, lambda slabs: prepared_mask(slabs, prepared.unit.shape, order))
 
     def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
         """Scores of every class and voxel at once, for test-time methods; a mask needs `predict_prepared` alone.
@@ -228,7 +231,7 @@ class Segmenter:
         """Measured on a blank window of the smallest legal size: it takes a moment, and bytes grow with voxels."""
         crop = self.spec.crop
         if self.device != "cpu":  # there the network works in the device's memory, and inputs and logits come and go
-            return 4 * (self.feature_channels + 1 + len(self.spec.classes)) * math.prod(crop)
+            return 4 * (self.feature_channels + 1 + self.spec.labelling.outputs) * math.prod(crop)
         rule, extractor = size_rule(self.spec.network, self.method), self._window_extractor
         multiple = math.lcm(rule.multiple, extractor.multiple if extractor else 1)
         edge = -(-max(rule.smallest, extractor.min_size if extractor else 1) // multiple) * multiple
@@ -273,7 +276,7 @@ class Segmenter:
                 raise ConfigError(f"'{name}' is no option that method '{self.method.name}' takes after training{hint}")
         component = Component.of(self.spec.method.name, **self.spec.method.options | options)
         spec, method = self.spec.model_copy(update={"method": component}), methods.build(component)
-        network = build_network(spec.network, method, self.feature_channels, len(spec.classes))
+        network = build_network(spec.network, method, self.feature_channels, spec.labelling.outputs)
         network.load_state_dict(self.network.state_dict())
         return Segmenter(spec, network.to(self.device).eval(), method, self._extractor, self.device)
 
@@ -293,7 +296,7 @@ class Segmenter:
         method = methods.build(spec.method)
         extractor = extractors.build(spec.extractor, device) if spec.extractor and method.needs_features else None
         channels = extractor.channels if extractor else 0
-        network = build_network(spec.network, method, channels, len(spec.classes)).to(device).eval()
+        network = build_network(spec.network, method, channels, spec.labelling.outputs).to(device).eval()
         segmenter = cls(spec, network, method, extractor, device)
         try:
             network.load_state_dict(state)

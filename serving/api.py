@@ -136,7 +136,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """The model card of the champion, of `name@alias` or of `name/version`, and the modalities it asks for."""
         served = await run_in_threadpool(models.find, name)
         told = {"version": served.registered.version, "modalities": served.modalities, "card": served.registered.card}
-        return {**asdict(served.model), **told}
+        return {**asdict(served.model), "values": served.model.labelling.names, **told}
 
     @api.post(
         "/v1/segment",

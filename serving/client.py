@@ -80,7 +80,8 @@ class Client:
         answer = self._ready("GET", "/healthz")
         try:
             model = answer.json()["model"]
-            return Model(**{**model, "classes": tuple(model["classes"])})
+            regions = tuple(map(tuple, model["regions"]))
+            return Model(**{**model, "classes": tuple(model["classes"]), "regions": regions})
         except (ValueError, KeyError, TypeError):
             raise ServiceError(
                 f"{self.url} answers {answer.status_code} but is no ready segmentation service; start `dropgen serve`"

@@ -69,8 +69,13 @@ def encode(mask: np.ndarray, slices: Sequence[Path | BinaryIO], model: Model, ki
         kind: One label map, or one binary frame per segment and slice, for readers that know no label maps.
 
     Raises:
-        VolumeError: The slices lack what a DICOM-SEG must repeat.
+        VolumeError: The slices lack what a DICOM-SEG must repeat, or the model's classes overlap.
     """
+    if model.regions:
+        raise VolumeError(
+            f"{model.name} finds regions that overlap, and a DICOM-SEG of it would show only what no other region "
+            "covers; leave out --dicom-seg or accept NIfTI"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom's remarks on names of patients

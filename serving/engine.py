@@ -120,7 +120,8 @@ class Engine:
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
             mask = Volume(segmenter.predict(volume, modality), volume.affine)
-            findings = find(Segmented(volume, mask), segmenter.spec.classes, segmenter.spec.training)
+            spec = segmenter.spec
+            findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
             if order.dicom:
                 made = encode(mask.array, decoded.slices, served.model, "labelmap")
                 return Made(made.content, findings, made.uid)

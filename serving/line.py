@@ -123,7 +123,7 @@ class Line:
             if known is not None and known.key == key and mask.exists() and (kind is None or _seg(mask).exists()):
                 return Done(task, Outcome(scan.case, scan.file, "skipped", findings=known.findings), key)
             with segment(scan) as result:
-                findings = find(result, self.model.classes, records)
+                findings = find(result, self.model.classes, records, self.model.regions)
                 seg = None if kind is None else encode(result.mask.array, result.slices, self.model, kind)
                 try:
                     self._write(mask, result, findings, seg, sha256, task.again)
@@ -162,7 +162,7 @@ class Line:
         write_bytes(mask, content)
         if seg is not None:
             write_bytes(_seg(mask), seg.content)
-        write_beside(mask, result, findings, self.model.classes)
+        write_beside(mask, result, findings, self.model.labelling.names)
 
 
 class _Unwritable(Exception):

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from dropgen.errors import TooLargeError, VolumeError
+from dropgen.features.studies.labelling import Labelling
 from dropgen.manifest import digest
 from dropgen.platform.bundle import WEIGHTS_FILE, read_record
 from dropgen.platform.segmenter import Segmenter
@@ -30,10 +31,11 @@ class Model:
     Attributes:
         uri: Where it was asked for: `models:/name@alias`, or a bundle's folder.
         digest: Hash over specification and weights; equal digests mean equal masks.
-        classes: Class names; the index is the label value.
+        classes: Class names; the index is the label value where there are no regions.
         name: As it is registered, or as its bundle says.
         version: As it is registered, else the digest.
         codes: What classes are in a terminology, as `features.studies.codes.Code` has it.
+        regions: Of every class but background the values that it is made of in a mask, where classes overlap.
     """
 
     uri: str
@@ -42,13 +44,20 @@ class Model:
     name: str
     version: str
     codes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    regions: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the values of its masks mean."""
+        return Labelling(self.classes, self.regions)
 
     @classmethod
     def of(cls, bundle: Path, uri: str) -> Model:
         """Describes a bundle that is not registered."""
         record = read_record(bundle)
         spec, key = record["spec"], digest(record)
-        return cls(uri, key, tuple(spec["classes"]), spec["name"], key, spec.get("codes", {}))
+        regions = tuple(map(tuple, spec.get("regions", ())))
+        return cls(uri, key, tuple(spec["classes"]), spec["name"], key, spec.get("codes", {}), regions)
 
     @classmethod
     def registered(cls, found: Registered, uri: str) -> Model:

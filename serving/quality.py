@@ -60,16 +60,22 @@ class Findings:
     disagreement: float | None = None
 
 
-def find(segmented: Segmented, classes: Sequence[str], records: Mapping[str, ClassRecord]) -> Findings:
+def find(
+    segmented: Segmented,
+    classes: Sequence[str],
+    records: Mapping[str, ClassRecord],
+    regions: Sequence[Sequence[int]] = (),
+) -> Findings:
     """Looks at a mask.
 
     Args:
         segmented: The mask with its scan.
         classes: Class names with background.
         records: What the model's training labels say of each class; none where they are not known.
+        regions: The label values that each class but background is made of, where they are not its place.
     """
     voxel_ml = abs(float(np.linalg.det(segmented.mask.affine[:3, :3]))) / 1000
-    found = find_classes(segmented.mask.array, voxel_ml, classes)
+    found = find_classes(segmented.mask.array, voxel_ml, classes, regions)
     uncertainty = segmented.uncertainty
     return Findings(
         voxels={name: round(one.ml / voxel_ml) for name, one in found.items()},

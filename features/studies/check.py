@@ -65,9 +65,9 @@ def _volume_problems(case: Case, study: Study) -> list[str]:
 
 def _unknown_values(mask: Volume, study: Study) -> list[str]:
     values, counts = np.unique(mask.array, return_counts=True)
-    last = len(study.classes) - 1
+    last = study.labelling.last
     return [
         f"label value {value} (voxels: {count}) is unknown; classes are 0..{last} ({', '.join(study.classes)})"
         for value, count in zip(values, counts, strict=True)
-        if not 0 <= value <= last
+        if not 0 <= value <= study.labelling.highest
     ]

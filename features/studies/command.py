@@ -18,7 +18,8 @@ from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.convert import convert
 from dropgen.features.studies.shift import Copy, choose_shifts, shift_study
 from dropgen.features.studies.sources import MANIFEST
-from dropgen.features.studies.study import SPLITS, Study, load_study, read_study
+from dropgen.features.studies.splits import SPLITS
+from dropgen.features.studies.study import Study, load_study, read_study
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:

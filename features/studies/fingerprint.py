@@ -92,7 +92,7 @@ def take_fingerprint(study: Study, on_case: Callable[[Case], None] = lambda case
     generator = np.random.default_rng(0)
     for case in cases:
         try:
-            image, mask = _read(case)
+            image, mask = _read(case, study.ignore)
         except VolumeError as error:
             problems.append(f"case {case.id}: {error}")
             continue
@@ -151,12 +151,13 @@ def _pooled(found: list[_Values]) -> Intensities:
     )
 
 
-def _read(case: Case) -> tuple[Volume, Volume]:
+def _read(case: Case, ignore: int | None) -> tuple[Volume, Volume]:
+    """Image and mask, in which ignored voxels are background."""
     assert case.label is not None  # a study without it was refused when it was loaded
     image, mask = read_volume(case.image), read_mask(case.label)
     if difference := geometry.grid_difference(mask, image.array.shape, image.affine):
         raise VolumeError(f"label is not on the image's grid: {difference}")
-    return image, mask
+    return image, mask if ignore is None else Volume(mask.array * (mask.array != ignore), mask.affine)
 
 
 def _inner_shape(image: np.ndarray) -> tuple[int, ...]:

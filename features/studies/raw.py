@@ -9,12 +9,12 @@ from typing import Any
 
 from dropgen.errors import StudyError
 from dropgen.features.studies.fingerprint import Fingerprint
+from dropgen.features.studies.labelling import BACKGROUND, Labelling, described_labelling
 from dropgen.features.studies.sources import read_rows
 from dropgen.features.studies.study import DEFAULT_DOMAIN, Study, case_of, load_study, structure_problems
 from dropgen.manifest import read_json
 
 YAML = (".yaml", ".yml")
-BACKGROUND = "background"
 
 
 def open_source(path: Path, root: Path) -> Study:
@@ -33,44 +33,43 @@ def open_source(path: Path, root: Path) -> Study:
     # A CT channel of nnU-Net is what a modality is here, where the manifest names none.
     modality = "ct" if "CT" in _description(path).get("channel_names", {}).values() else None
     cases = tuple(replace(case, modality=case.modality or modality) for case in cases)
-    study = Study(_name(path), (), (1.0, 1.0, 1.0), (1, 1, 1), "minmax", not domains, cases)
+    told = described_labelling(_folder(path)) or Labelling(())
+    study = Study(
+        _name(path), told.classes, (1.0, 1.0, 1.0), (1, 1, 1), "minmax", not domains, cases,
+        regions=told.regions, regions_class_order=told.order, ignore=told.ignore,
+    )  # fmt: skip
     if problems := structure_problems(study):
         raise StudyError(f"{path}: {len(problems)} problems; nothing was started:", problems)
     return study
 
 
-def class_names(study: Study, path: Path, fingerprint: Fingerprint) -> tuple[str, ...]:
-    """The study's classes, or those of `dataset.json`, or as many names as the labels have values.
+def class_names(study: Study, fingerprint: Fingerprint) -> tuple[str, ...]:
+    """The study's classes, or as many names as the labels have values.
 
     Raises:
         StudyError: A training label holds a value beyond the classes.
     """
     highest = max(fingerprint.classes, default=0)
-    classes = study.classes or _described_classes(path)
-    classes = classes or (BACKGROUND, *(f"class {value}" for value in range(1, max(highest, 1) + 1)))
-    if highest >= len(classes):
+    if not study.classes:
+        return (BACKGROUND, *(f"class {value}" for value in range(1, max(highest, 1) + 1)))
+    if highest > study.labelling.last:
         raise StudyError(
             f"study {study.name}: label value {highest} is in {fingerprint.classes[highest].cases} training cases and "
-            f"the classes are 0..{len(classes) - 1} ({', '.join(classes)}); dropgen study check names the cases"
+            f"the classes are 0..{study.labelling.last} ({', '.join(study.classes)}); dropgen study check names the "
+            "cases"
         )
-    return classes
-
-
-def _described_classes(path: Path) -> tuple[str, ...]:
-    labels = _description(path).get("labels", {})
-    # Older files map "1" to a name, newer ones a name to 1; regions, which are lists, are no classes.
-    pairs = [(value, name) if isinstance(value, int) else (name, value) for name, value in labels.items()]
-    names = {int(value): str(name) for value, name in pairs if re.fullmatch(r"\d+", str(value))}
-    return tuple(names[value] for value in sorted(names)) if sorted(names) == list(range(len(labels))) else ()
+    return study.classes
 
 
 def _description(path: Path) -> dict[str, Any]:
-    folder = path if path.is_dir() else path.parent
-    found = read_json(folder / "dataset.json")
+    found = read_json(_folder(path) / "dataset.json")
     return found if isinstance(found, dict) else {}
 
 
 def _name(path: Path) -> str:
     """Of the folder, in the letters that a study's name may have."""
-    folder = path if path.is_dir() else path.parent
-    return re.sub(r"[^A-Za-z0-9._-]", "-", folder.name).lstrip("._-")[:64] or "study"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", _folder(path).name).lstrip("._-")[:64] or "study"
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

@@ -117,7 +117,7 @@ def shift_study(
         rows.append(_written(copy, folder))
     untold = any(copy.case.domain in study.placeholder_spacing for copy in copies)
     description = {
-        "name": f"{study.name}-shifted", "source": MANIFEST, "classes": list(study.classes),
+        "name": f"{study.name}-shifted", "source": MANIFEST, **study.labelling.to_yaml(),
         "spacing": list(study.spacing), "crop": list(study.crop),
         "intensity": study.intensity if isinstance(study.intensity, str) else dict(study.intensity),
         "orientation_augmentation": study.orientation_augmentation,

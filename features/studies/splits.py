@@ -1,12 +1,14 @@
-"""The one shuffle that divides people into splits; the run's seed has no part in it."""
+"""What splits there are, and the one shuffle that divides people into them; the run's seed has no part in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 SPLIT_SEED = 123  # of the released code; ten items become 7, 4, 0, 2, 1, 5, 6, 8, 3, 9
 
 Item = TypeVar("Item")

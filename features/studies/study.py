@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast, get_args
+from typing import Annotated, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,12 +15,12 @@ from dropgen.config import LEAVE_ONE_OUT, Frozen, load_experiment, read_yaml, re
 from dropgen.errors import ConfigError, StudyError, closest
 from dropgen.features.studies.codes import Code
 from dropgen.features.studies.intensity import require_rule
+from dropgen.features.studies.labelling import Labelling, described_labelling, labelling_of
+from dropgen.features.studies.patterns import Patterns, pattern_rows
 from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
 from dropgen.features.studies.sources import Row, read_rows
-from dropgen.features.studies.splits import shuffled
+from dropgen.features.studies.splits import SPLITS, Split, shuffled
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 SPLITS_WITH_LABELS = ("train", "val")
 LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_ID = "zarr.json"  # the name of every Zarr node's metadata
@@ -56,7 +56,7 @@ class Study:
     """A study.
 
     Attributes:
-        classes: Class names; the position is the label value, 0 is background.
+        classes: Class names, background first; the position is the label value where there are no regions.
         spacing: Target voxel size in mm, RAS axes.
         crop: Training crop and prediction window in voxels.
         intensity: A rule of `intensity.RULES`, or one rule per modality.
@@ -65,6 +65,9 @@ class Study:
         placeholder_spacing: Domains whose files hold a spacing that nobody measured: nothing in mm is told of them.
         tubular: Classes that are vessels, or shaped like them; clDice is measured of these.
         codes: What classes are in a terminology, by name; DICOM files say it.
+        regions: As `Labelling.regions`, of classes that overlap.
+        regions_class_order: As `Labelling.order`.
+        ignore: As `Labelling.ignore`.
     """
 
     name: str
@@ -77,6 +80,14 @@ class Study:
     placeholder_spacing: tuple[str, ...] = ()
     tubular: tuple[str, ...] = ()
     codes: Mapping[str, Code] = field(default_factory=dict)
+    regions: tuple[tuple[int, ...], ...] = ()
+    regions_class_order: tuple[int, ...] = ()
+    ignore: int | None = None
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the values of its label maps mean."""
+        return Labelling(self.classes, self.regions, self.regions_class_order, self.ignore)
 
     @property
     def preparation(self) -> Preparation:
@@ -94,11 +105,15 @@ class Study:
 
 
 class StudyFile(Frozen):
-    """The study's YAML file; `source` is a manifest CSV or an nnU-Net raw folder."""
+    """The study's YAML file; `source` is a manifest CSV, an nnU-Net raw folder, or patterns of file names."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    source: str
-    classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
+    source: str | Patterns
+    classes: tuple[str, ...] = Field((), min_length=2, max_length=MAX_CLASSES)
+    labels: dict[str, int | tuple[int, ...]] = Field(
+        default_factory=dict, description="instead of classes: values or lists of them, as nnU-Net's dataset.json"
+    )
+    regions_class_order: tuple[int, ...] = ()
     spacing: tuple[Millimetres, Millimetres, Millimetres]
     crop: tuple[Voxels, Voxels, Voxels]
     intensity: str | dict[str, str] = "minmax"
@@ -128,11 +143,9 @@ class StudyFile(Frozen):
         return intensity
 
     @model_validator(mode="after")
-    def _named_are_classes(self) -> Self:
-        for key, names in {"tubular": self.tubular, "codes": self.codes}.items():
-            for name in names:
-                if name not in self.classes[1:]:
-                    raise ValueError(f"{key} names '{name}', which is no class{closest(name, self.classes[1:])}")
+    def _classes_or_labels(self) -> Self:
+        if self.classes and (self.labels or self.regions_class_order):
+            raise ValueError("classes and labels say the same; give one of them, and regions_class_order with labels")
         return self
 
 
@@ -159,11 +172,14 @@ def read_study(path: Path, root: Path) -> Study:
     values = read_yaml(path)
     if "study" in values and "source" not in values:
         return read_study(load_experiment(path, root).study, root)
+    if isinstance(source := values.get("source"), dict):
+        values["source"] = validate(Patterns, source, f"{path}: source")
     file = validate(StudyFile, values, str(path))
-    cases = tuple(case_of(row) for row in read_rows(resolve(file.source, path.parent, root)))
+    labelling = _labelling(file, path, root)
+    cases = tuple(case_of(row) for row in _rows(file.source, path.parent, root))
     return Study(
         name=file.name,
-        classes=file.classes,
+        classes=labelling.classes,
         spacing=file.spacing,
         crop=file.crop,
         intensity=file.intensity,
@@ -172,7 +188,36 @@ def read_study(path: Path, root: Path) -> Study:
         placeholder_spacing=file.placeholder_spacing,
         tubular=file.tubular,
         codes=file.codes,
+        regions=labelling.regions,
+        regions_class_order=labelling.order,
+        ignore=labelling.ignore,
     )
+
+
+def _labelling(file: StudyFile, path: Path, root: Path) -> Labelling:
+    """What a study's file says of its labels, or else the `dataset.json` of its nnU-Net raw folder."""
+    found: Labelling | None = None
+    if file.classes:
+        found = Labelling(file.classes)
+    elif file.labels:
+        found = labelling_of(file.labels, file.regions_class_order, str(path))
+    elif isinstance(file.source, str):
+        found = described_labelling(resolve(file.source, path.parent, root))
+    if found is None:
+        raise ConfigError(f"{path}: key 'classes' is missing, and neither labels nor a dataset.json stand in for it")
+    if found.highest >= MAX_CLASSES:
+        raise ConfigError(f"{path}: labels go up to {found.highest}; masks hold values up to {MAX_CLASSES - 1}")
+    for key, names in {"tubular": file.tubular, "codes": file.codes}.items():
+        for name in names:
+            if name not in found.classes[1:]:
+                raise ConfigError(f"{path}: {key} names '{name}', which is no class{closest(name, found.classes[1:])}")
+    return found
+
+
+def _rows(source: str | Patterns, folder: Path, root: Path) -> list[Row]:
+    if isinstance(source, Patterns):
+        return pattern_rows(source, resolve(source.folder, folder, root))
+    return read_rows(resolve(source, folder, root))
 
 
 def few_shot(cases: Sequence[Case], count: int) -> tuple[Case, ...]:

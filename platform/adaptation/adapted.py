@@ -89,6 +89,10 @@ def require_models(adaptation: Adaptation, model: Segmenter, stable: Segmenter |
         ConfigError: It does not.
     """
     name = adaptation.name
+    if model.spec.regions:
+        raise ConfigError(
+            f"{name} takes voxels for one class alone and '{model.spec.study}' has regions that overlap; leave it out"
+        )
     if not adaptation.suits(model.method):
         raise ConfigError(f"{name} is not meant for a model of method '{model.spec.method.label}'; give it one of erm")
     if (stable is not None) != adaptation.needs_stable:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 RANGE = (0.01, 100.0)
+UNKNOWN = -100  # of what value a voxel without a known class is
 
 
 def nll(logits: Sequence[Tensor], labels: Sequence[Tensor], temperature: float) -> float:
@@ -18,14 +19,16 @@ def nll(logits: Sequence[Tensor], labels: Sequence[Tensor], temperature: float) 
 
     Args:
         logits: `[K, X, Y, Z]` per volume.
-        labels: Integer `[X, Y, Z]` per volume.
+        labels: Integer `[X, Y, Z]` per volume; voxels with a value beyond the classes are those to ignore.
         temperature: T.
     """
-    total = sum(
-        nnf.cross_entropy(z_kxyz.float()[None] / temperature, y_xyz.long()[None], reduction="none").double().sum()
-        for z_kxyz, y_xyz in zip(logits, labels, strict=True)
-    )
-    return float(total / sum(y_xyz.numel() for y_xyz in labels))
+    total, count = 0.0, 0
+    for z_kxyz, y_xyz in zip(logits, labels, strict=True):
+        known = y_xyz < len(z_kxyz)
+        truth = y_xyz.long().where(known, UNKNOWN)[None]
+        costs = nnf.cross_entropy(z_kxyz.float()[None] / temperature, truth, reduction="none", ignore_index=UNKNOWN)
+        total, count = total + float(costs.double().sum()), count + int(known.sum())
+    return total / max(count, 1)
 
 
 def fit_temperature(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> float:

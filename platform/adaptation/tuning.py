@@ -14,7 +14,7 @@ import numpy as np
 from dropgen.config import Component
 from dropgen.platform.adaptation import ADAPTATIONS, Adaptation, Target, build
 from dropgen.platform.adaptation.adapted import SEED
-from dropgen.platform.evaluation.metrics import Scored, dice, mean_dice
+from dropgen.platform.evaluation.metrics import Scored, labelled_dice, mean_dice
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,10 @@ def tune(
     grid = [dataclasses.replace(calibrated, **values) for values in combinations(component)]
     scores: list[list[tuple[Scored, np.ndarray]]] = [[] for _ in grid]
     for one in cases():
-        classes = len(one.target.model.spec.classes)
+        labelling = one.target.model.spec.labelling
         for adaptation, scored in zip(grid, scores, strict=True):
             mask = adaptation.scores(one.target, np.random.default_rng(SEED)).argmax(dim=0).numpy()
-            scored.append((one.case, dice(mask, one.label, classes)))
+            scored.append((one.case, labelled_dice(mask, one.label, labelling)))
             on_try()
     means = [mean_dice(scored) for scored in scores]
     best = max(range(len(grid)), key=lambda i: -math.inf if math.isnan(means[i]) else means[i])

@@ -175,24 +175,35 @@ def whole_logits(slabs: Iterable[Slab], shape: Sequence[int]) -> Tensor:
     return logits_kxyz
 
 
-def prepared_mask(slabs: Iterable[Slab], shape: Sequence[int]) -> np.ndarray:
-    """Collects the mask on the prepared grid: uint8 `[X, Y, Z]`."""
+def prepared_mask(slabs: Iterable[Slab], shape: Sequence[int], order: Sequence[int] = ()) -> np.ndarray:
+    """Collects the mask on the prepared grid: uint8 `[X, Y, Z]`; `order` as `labels` takes it."""
     mask_xyz = np.empty(shape, np.uint8)
     for slab in slabs:
-        mask_xyz[slab.box] = labels(slab)
+        mask_xyz[slab.box] = labels(slab, order)
     return mask_xyz
 
 
-def native_mask(slabs: Iterable[Slab], grid: Grid) -> np.ndarray:
+def native_mask(slabs: Iterable[Slab], grid: Grid, order: Sequence[int] = ()) -> np.ndarray:
     """Collects the mask on the native grid, uint8: what `grid.restore` makes of `prepared_mask`, without that."""
     native = Native(grid)
     for slab in slabs:
-        native.put(slab.axis, slab.start, labels(slab))
+        native.put(slab.axis, slab.start, labels(slab, order))
     return native.array
 
 
-def labels(slab: Slab) -> np.ndarray:
-    """The class with the largest logit, uint8 `[x, y, z]`; the first among equals."""
+def labels(slab: Slab, order: Sequence[int] = ()) -> np.ndarray:
+    """The class with the largest logit, uint8 `[x, y, z]`; the first among equals.
+
+    Args:
+        slab: Of one volume.
+        order: With regions the value of each, `Labelling.order`: it is written where the region's logit is above 0,
+            which is a probability above 1/2, later ones over earlier ones.
+    """
+    if order:
+        mask_xyz = np.zeros(slab.logits_kxyz.shape[1:], np.uint8)
+        for value, logits_xyz in zip(order, slab.logits_kxyz, strict=True):
+            mask_xyz[(logits_xyz > 0).numpy()] = value
+        return mask_xyz
     return slab.logits_kxyz.argmax(dim=0).to(torch.uint8).numpy()
 
 

@@ -17,7 +17,7 @@ from dropgen.config import Evaluation
 from dropgen.features.studies.geometry import spacing_of
 from dropgen.features.studies.study import Case, Study
 from dropgen.platform.evaluation.centreline import centreline_dice
-from dropgen.platform.evaluation.metrics import class_dice, dice, domain_dice
+from dropgen.platform.evaluation.metrics import class_dice, domain_dice, labelled_dice
 from dropgen.platform.evaluation.surface import SurfaceDistances
 
 VERSION = 1  # of what the names below mean; evaluations of another one are made anew
@@ -50,11 +50,13 @@ def measure(
         truth) in ml and as a share of the truth; `missed` and `false_positive` are 0 or 1.
     """
     found: dict[str, np.ndarray] = {name: np.full(len(study.classes) - 1, np.nan) for name in MEASURES}
-    found["dice"] = dice(prediction, truth, len(study.classes))
+    labelling = study.labelling
+    found["dice"] = labelled_dice(prediction, truth, labelling)
+    prediction, truth = labelling.counted(prediction, truth)
     spacing = tuple(float(edge) for edge in spacing_of(affine))
     in_mm = case.domain not in study.placeholder_spacing
     for place, name in enumerate(study.classes[1:]):
-        ours, theirs = prediction == place + 1, truth == place + 1
+        ours, theirs = labelling.inside(prediction, place + 1), labelling.inside(truth, place + 1)
         predicted, true = np.count_nonzero(ours), np.count_nonzero(theirs)
         if not true:
             found["false_positive"][place] = predicted > 0
@@ -79,6 +81,7 @@ def how(study: Study, evaluation: Evaluation) -> dict[str, Any]:
         "nsd_tolerance_mm": evaluation.nsd_tolerance,
         "placeholder_spacing": list(study.placeholder_spacing),
         "tubular": list(study.tubular),
+        **({} if study.labelling.plain else {"labels": study.labelling.to_yaml()}),
     }
 
 

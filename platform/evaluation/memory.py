@@ -59,7 +59,7 @@ def plan_memory(segmenter: Segmenter, grid: Grid, maps: int = 0) -> MemoryPlan:
         maps: uint8 volumes on the native grid that are made beside the mask.
     """
     spec, shape = segmenter.spec, grid.shape
-    native, voxels, classes = math.prod(grid.native_shape), math.prod(shape), len(spec.classes)
+    native, voxels, classes = math.prod(grid.native_shape), math.prod(shape), spec.labelling.outputs
     image = FLOAT * (native + voxels)
     extraction, whole = segmenter.extraction_bytes(shape), segmenter.whole_features
     features = FLOAT * segmenter.feature_channels * voxels if whole else extraction

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dropgen.features.studies.labelling import Labelling
+
 
 class Scored(Protocol):
     """What a mean needs to know of a case."""
@@ -66,6 +68,27 @@ def dice(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     predicted = np.array([np.count_nonzero(prediction == label) for label in labels])
     true = np.array([np.count_nonzero(truth == label) for label in labels])
     return np.where(true > 0, 2 * both / np.maximum(predicted + true, 1), np.nan)
+
+
+def labelled_dice(prediction: np.ndarray, truth: np.ndarray, labelling: Labelling) -> np.ndarray:
+    """Dice of every class or region, voxels to ignore left out of both maps.
+
+    Args:
+        prediction: Label map of any shape.
+        truth: Label map of the same shape.
+        labelling: What their values mean.
+
+    Returns:
+        As `dice`.
+    """
+    if not labelling.regions:
+        return dice(*labelling.counted(prediction, truth), len(labelling.classes))
+    prediction, truth = labelling.counted(prediction, truth)
+    found = [
+        dice(labelling.inside(prediction, place), labelling.inside(truth, place), 2)
+        for place in range(1, len(labelling.classes))
+    ]
+    return np.concatenate(found)
 
 
 def subject_dice(scores: Sequence[tuple[Scored, np.ndarray]]) -> dict[tuple[str, str], np.ndarray]:

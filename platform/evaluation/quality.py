@@ -63,8 +63,16 @@ class ClassFound:
     share: float
 
 
-def find_classes(mask_xyz: np.ndarray, voxel_ml: float, classes: Sequence[str]) -> dict[str, ClassFound]:
-    """Measures every class of a mask but background."""
+def find_classes(
+    mask_xyz: np.ndarray, voxel_ml: float, classes: Sequence[str], regions: Sequence[Sequence[int]] = ()
+) -> dict[str, ClassFound]:
+    """Measures every class of a mask but background; with regions, `Labelling.regions`, every one of these."""
+    if regions:
+        inside = (np.isin(mask_xyz, values) for values in regions)
+        return {
+            name: _found(one, voxel_ml) if one.any() else ClassFound(0.0, 0, 0.0)
+            for name, one in zip(classes[1:], inside, strict=True)
+        }
     boxes = find_objects(mask_xyz, max_label=len(classes) - 1)
     return {
         name: _found(mask_xyz[box] == value, voxel_ml) if box is not None else ClassFound(0.0, 0, 0.0)
@@ -72,9 +80,11 @@ def find_classes(mask_xyz: np.ndarray, voxel_ml: float, classes: Sequence[str]) 
     }
 
 
-def record_classes(labels: Iterable[np.ndarray], voxel_ml: float, classes: Sequence[str]) -> dict[str, ClassRecord]:
-    """What a study's training labels say of each class."""
-    found = [find_classes(mask, voxel_ml, classes) for mask in labels]
+def record_classes(
+    labels: Iterable[np.ndarray], voxel_ml: float, classes: Sequence[str], regions: Sequence[Sequence[int]] = ()
+) -> dict[str, ClassRecord]:
+    """What a study's training labels say of each class or region."""
+    found = [find_classes(mask, voxel_ml, classes, regions) for mask in labels]
     records = {}
     for name in classes[1:]:
         held = [one[name] for one in found if one[name].fragments]

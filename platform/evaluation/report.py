@@ -274,11 +274,12 @@ def _pictures(
     compared = [*(group for group in chosen_of_each(groups) if group.method == "erm" and group is not chosen), chosen]
     folders = {group.name: Path(group.lead["folder"]) for group in compared}
     pictures = [case_picture(word, cases[ranked[place].case], folders) for place, word in shown.items()]
+    names = study.labelling.names if study.ignore is None else (*study.labelling.names, "not labelled")
     note = (
         f"Of {len(ranked)} labelled test cases, ranked by the mean Dice of {chosen.name} (seed {chosen.lead['seed']})."
         " The slice shown is the one with most ground truth; Dice is that of the whole volume."
     )
-    return charts.data_uri(overlay(pictures, study.classes), "png"), note
+    return charts.data_uri(overlay(pictures, names), "png"), note
 
 
 def case_picture(title: str, case: Case, folders: Mapping[str, Path]) -> Picture:

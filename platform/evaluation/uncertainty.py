@@ -28,7 +28,7 @@ class Uncertainty:
     """Of one mask.
 
     Attributes:
-        entropy: Mean over the mask's foreground, of the most that there can be (ln K), 0 to 1; None without foreground.
+        entropy: Mean over the mask's foreground, of the most that there can be, 0 to 1; None without foreground.
         disagreement: Share of the voxels that the image alone or the features alone call foreground on which the two
             differ, 0 to 1; None where neither finds any, or the method was not trained on both.
         entropy_map: uint8 `[X, Y, Z]` on the native grid, percent of ln K.
@@ -54,12 +54,13 @@ def predict_uncertain(segmenter: Segmenter, prepared: Prepared) -> tuple[np.ndar
         prepared: As for `predict_native`.
     """
     features = segmenter.features(prepared)
+    order = segmenter.spec.labelling.order
 
     def both(slabs: Iterable[Slab]) -> tuple[np.ndarray, np.ndarray]:
         mask, unsure = Native(prepared.grid), Native(prepared.grid)
         for slab in slabs:
-            mask.put(slab.axis, slab.start, labels(slab))
-            unsure.put(slab.axis, slab.start, _percent(slab))
+            mask.put(slab.axis, slab.start, labels(slab, order))
+            unsure.put(slab.axis, slab.start, _percent(slab, bool(order)))
         return mask.array, unsure.array
 
     mask_xyz, entropy_map = segmenter.over_slabs(prepared, features, both)
@@ -69,7 +70,7 @@ def predict_uncertain(segmenter: Segmenter, prepared: Prepared) -> tuple[np.ndar
         return mask_xyz, Uncertainty(mean, None, entropy_map, None)
     of_image, of_features = (
         segmenter.around(_Without(segmenter.network, dropped)).over_slabs(
-            prepared, features, lambda slabs: native_mask(slabs, prepared.grid)
+            prepared, features, lambda slabs: native_mask(slabs, prepared.grid, order)
         )
         for dropped in (slice(1, None), slice(0, 1))
     )
@@ -94,8 +95,15 @@ class _Without(nn.Module):
         return logits_bkxyz
 
 
-def _percent(slab: Slab) -> np.ndarray:
-    """Entropy of a slab's softmax in percent of ln K, uint8 `[x, y, z]`, a plane at a time to take little memory."""
+def _percent(slab: Slab, regions: bool) -> np.ndarray:
+    """Entropy of a slab's softmax in percent of ln K, uint8 `[x, y, z]`, a plane at a time to take little memory.
+
+    With regions it is the greatest among them of yes or no, in percent of ln 2.
+    """
+    if regions:
+        of_each = [entropy(torch.stack((z_xyz, torch.zeros_like(z_xyz)))[None])[0] for z_xyz in slab.logits_kxyz]
+        most_xyz = torch.stack(of_each).amax(dim=0)
+        return most_xyz.mul_(100 / math.log(2)).round_().clamp_(0, 100).to(torch.uint8).numpy()
     planes = [entropy(plane_kxy[None])[0] for plane_kxy in slab.logits_kxyz.unbind(dim=1 + slab.axis)]
     most = math.log(len(slab.logits_kxyz))
     percent = torch.stack(planes, dim=slab.axis).mul_(100 / most).round_().clamp_(0, 100)

@@ -26,12 +26,13 @@ import numpy as np
 from dropgen.config import Component, Trial, to_json
 from dropgen.errors import ConfigError, ExternalError, closest
 from dropgen.features.studies.geometry import grid_difference
+from dropgen.features.studies.labelling import Labelling
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.features.studies.volume import Volume, read_grid, read_mask, write_mask
 from dropgen.manifest import code_version, digest, git_commit, read_json, versions, write_json
 from dropgen.platform.evaluate import held_out_cases, write_scores
 from dropgen.platform.evaluation.measures import how, measure
-from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice
 from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.external.commands import (
     ITERATIONS,
@@ -112,8 +113,8 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     Touch.of("run", key(bench, trial), trial, None, "chosen", test, bench.index).log(bench.root / bench.experiment.name)
     masks = _predict(site, method, [*val, *test], inputs, report)
     report("score", method.steps)
-    classes = len(bench.study.classes)
-    val_dice = mean_dice([(case, _dice(case, _mask(case, masks), classes)) for case in val])
+    labelling = bench.study.labelling
+    val_dice = mean_dice([(case, _dice(case, _mask(case, masks), labelling)) for case in val])
     evaluation = _evaluate(site.trial / "evaluation", bench, trial, test, masks, inputs)
     result = _result(site, bench, trial, method) | {
         "val_dice": val_dice, "seconds": round(seconds, 2), "evaluation": evaluation
@@ -143,7 +144,7 @@ def _data_key(bench: Workbench) -> str:
     cases = {"train": bench.study.split("train"), "val": validation_cases(bench.study, rule)}
     return digest({
         "cases": {split: _case_keys(bench, members) for split, members in cases.items()},
-        "classes": bench.study.classes,
+        "labels": bench.study.labelling.to_yaml(),
         "channel": channel_name(bench.study),
         "version": versions(["nnunetv2"]),
         "code": code_version("platform/external/raw.py", "platform/external/commands.py"),
@@ -216,9 +217,9 @@ def _mask(case: Case, masks: Path) -> Volume:
     return Volume(mask.array, grid.affine)
 
 
-def _dice(case: Case, mask: Volume, classes: int) -> np.ndarray:
+def _dice(case: Case, mask: Volume, labelling: Labelling) -> np.ndarray:
     assert case.label is not None
-    return dice(mask.array, read_mask(case.label).array, classes)
+    return labelled_dice(mask.array, read_mask(case.label).array, labelling)
 
 
 def _result(site: Site, bench: Workbench, trial: Trial, method: NnUNet) -> dict[str, Any]:

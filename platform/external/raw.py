@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dropgen.features.studies.labelling import BACKGROUND, IGNORE
 from dropgen.features.studies.prepare import resolve_rule
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import GZIP_MAGIC
@@ -25,16 +26,22 @@ def write_dataset(folder: Path, study: Study, cases: Sequence[Case]) -> None:
     """Writes `imagesTr`, `labelsTr` and `dataset.json` of these labelled cases.
 
     nnU-Net names the classes of a data set in any order and reserves the names "background" and "ignore", so a class
-    is called by its value and its name.
+    is called by its place and its name.
     """
     place_images(folder / "imagesTr", cases)
     for case in cases:
         assert case.label is not None
         _place(case.label, folder / "labelsTr" / f"{case.id}{ENDING}")
-    names = {f"{value} {name}": value for value, name in enumerate(study.classes) if value > 0}
+    labelling = study.labelling
+    values: Sequence[int | Sequence[int]] = labelling.regions or range(1, len(study.classes))
+    places = [f"{place} {name}" for place, name in enumerate(study.classes[1:], 1)]
+    names = dict(zip(places, values, strict=True))
+    unlabelled = {} if labelling.ignore is None else {IGNORE: labelling.ignore}
+    order = {"regions_class_order": labelling.order} if labelling.regions else {}
     description = {
         "channel_names": {"0": channel_name(study)},
-        "labels": {"background": 0, **names},
+        "labels": {BACKGROUND: 0, **names, **unlabelled},
+        **order,
         "numTraining": len(cases),
         "file_ending": ENDING,
         # The default reader keeps the axis order of each file; like every other method, nnU-Net gets RAS.

@@ -37,6 +37,7 @@ def under_dropgen(method: type[Method]) -> type[Method]:
         kind: ClassVar[str] = "composition"
         name: ClassVar[str] = f"{DropGen.name}+{method.name}"
         needs_online: ClassVar[bool] = method.needs_online
+        one_class: ClassVar[bool] = method.one_class
         search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
             **DropGen.search_space,
             **{prefix + key: values for key, values in method.search_space.items()},

@@ -34,6 +34,7 @@ class CutOut(Method):
 
     name: ClassVar[str] = "cutout"
     acts_on: ClassVar[str] = "input"
+    one_class: ClassVar[bool] = True
     under_dropgen: ClassVar[bool] = True
     needs_online: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}

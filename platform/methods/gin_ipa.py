@@ -41,6 +41,7 @@ class GinIpa(Gin):
 
     name: ClassVar[str] = "gin_ipa"
     acts_on: ClassVar[str] = "loss"
+    one_class: ClassVar[bool] = True
     under_dropgen: ClassVar[bool] = False
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"weight": (5.0, 10.0, 20.0)}
 

@@ -41,6 +41,7 @@ class Rsc(Method):
 
     name: ClassVar[str] = "rsc"
     acts_on: ClassVar[str] = "layers"
+    one_class: ClassVar[bool] = True
     needs_unet: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, ...]]] = {"p": (0.25, 0.5, 0.75)}
     source: ClassVar[str] = "Huang et al., Self-Challenging Improves Cross-Domain Generalization, ECCV 2020"

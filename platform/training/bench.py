@@ -56,8 +56,8 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
     """Checks all that can be known before anything is computed; returns the trials' methods.
 
     Raises:
-        ConfigError: A method option is out of range, a method cannot use stored features, the method or the crop does
-            not fit the network, or the batch the workers.
+        ConfigError: A method option is out of range, a method cannot use stored features or the study's labels, the
+            method or the crop does not fit the network, or the batch the workers.
         StudyError: The study has no case to validate on.
         WeightsError: Pretrained weights that a method starts from are missing.
     """
@@ -67,6 +67,11 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             raise ConfigError(
                 f"method {method.name} trains on crops of changed anatomy, to which stored features do not belong: "
                 "set features.source to 'online' or 'auto'"
+            )
+        if method.one_class and not study.labelling.plain:
+            raise ConfigError(
+                f"method {method.name} takes every voxel to have one known class, and study {study.name} has regions "
+                "that overlap or voxels to ignore: choose another method"
             )
         _require_network_fits(experiment.network, method, study.crop)
         method.pretrained()
@@ -238,10 +243,10 @@ class Workbench:
             StudyError: Names every such case of the training and validation cases, the value and the classes.
         """
         study, problems = self.study, []
-        last = len(study.classes) - 1
+        last = study.labelling.last
         for case in (*study.split("train"), *validation_cases(study, self.experiment.selection.rule), *self.beside):
             key = self.index.keys[case.id].label
-            if key is not None and (highest := self.store.highest_label(key)) > last:
+            if key is not None and (highest := self.store.highest_label(key)) > study.labelling.highest:
                 problems.append(f"case {case.id}: label value {highest} of {case.label} is unknown")
         if problems:
             raise StudyError(
@@ -332,6 +337,7 @@ class Workbench:
             "extractor": self.extractor.fingerprint if source and self.extractor else None,
             "pretrained": method.pretrained(),
             "classes": self.study.classes,
+            **({} if self.study.labelling.plain else {"labels": self.study.labelling.to_yaml()}),
             "orientation": self.study.orientation_augmentation,
             "crop": self.study.crop,
             "cases": used,

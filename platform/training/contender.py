@@ -48,11 +48,11 @@ class Contender:
         bench = bench.under(trial).on(device)
         channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
         torch.manual_seed(trial.seed)
-        network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+        network = build_network(bench.experiment.network, method, channels, bench.study.labelling.outputs)
         method.initialise(network)
         workers = Workers(size=bench.experiment.training.workers)
         batches = make_batches(bench, trial, method, channels, workers, device)
-        learner = Learner(network, method, bench.experiment.training, device)
+        learner = Learner(network, method, bench.experiment.training, device, bench.study.labelling)
         return cls(trial.method.label, bench.source(method) or "none", learner, batches)
 
     def run(self) -> None:

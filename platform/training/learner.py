@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dropgen.config import Training
+from dropgen.features.studies.labelling import Labelling
 from dropgen.platform.methods import Method
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.method import Criterion
-from dropgen.platform.training.losses import build_loss
+from dropgen.platform.training.losses import PLAIN, build_loss
 
 
 @dataclass
@@ -23,12 +24,14 @@ class Learner:
         method: Computes the loss.
         training: Learning rate, weight decay, loss, and the steps that the schedule runs over.
         device: "cpu", "cuda" or "cuda:<index>".
+        labelling: What label values mean.
     """
 
     network: nn.Module
     method: Method
     training: Training
     device: str
+    labelling: Labelling = PLAIN
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
     criterion: Criterion = field(init=False)
@@ -38,7 +41,7 @@ class Learner:
         training = self.training
         self.optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=training.steps)
-        self.criterion = build_loss(training.loss)
+        self.criterion = build_loss(training.loss, self.labelling)
 
     def step(self, wrapped: nn.Module, batch: Batch) -> Tensor:
         """One optimisation step.

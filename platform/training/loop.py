@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from dropgen.config import Training
 from dropgen.errors import DivergenceError
+from dropgen.features.studies.labelling import Labelling
 from dropgen.platform.methods import Method
 from dropgen.platform.training.batches import Batches, Prefetched
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
 from dropgen.platform.training.learner import Learner
+from dropgen.platform.training.losses import PLAIN
 from dropgen.platform.training.probe import Probe
 from dropgen.platform.training.workers import Workers
 
@@ -117,6 +119,7 @@ class Task:
         rule: The selection rule.
         beside: A rule that only watches, to tell what it would have chosen; None where nobody asks.
         folder: Where `last.ckpt` lives.
+        labelling: What label values mean.
         probe: What is measured of the network on the way; None where nobody asks.
     """
 
@@ -128,6 +131,7 @@ class Task:
     beside: Judge | None
     folder: Path
     device: str
+    labelling: Labelling = PLAIN
     probe: Probe | None = None
 
 
@@ -140,7 +144,7 @@ def fit(task: Task, workers: Workers, on_progress: Callable[[Progress], None]) -
         DivergenceError: A loss is not finite; names the step, the method and the last finite loss.
     """
     training = task.training
-    learner = Learner(task.network, task.method, training, task.device)
+    learner = Learner(task.network, task.method, training, task.device, task.labelling)
     start, history = _restore(task, learner)
     wrapped = workers.wrap(learner.network)
     pending: list[tuple[int, Tensor]] = []

@@ -83,4 +83,10 @@ def probe_of(bench: Workbench, method: Method, device: str) -> Probe | None:
         labels.append(torch.from_numpy(label[x, y, z].astype(np.int64))[None, None].to(device))
     training = experiment.training
     every = max(1, min(EVERY, training.steps // LEAST))
-    return Probe(torch.cat(images), torch.cat(features), torch.cat(labels), build_loss(training.loss), every)
+    return Probe(
+        torch.cat(images),
+        torch.cat(features),
+        torch.cat(labels),
+        build_loss(training.loss, bench.study.labelling),
+        every,
+    )

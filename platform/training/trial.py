@@ -18,7 +18,7 @@ from dropgen.errors import ConfigError, DivergenceError
 from dropgen.features.studies.study import Case, folds, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.bundle import SegmenterSpec
-from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method
@@ -104,6 +104,7 @@ def run_trial(
             else None,
             folder=folder,
             device=device,
+            labelling=bench.study.labelling,
             probe=probe_of(bench, method, device),
         )
         history = fit(task, workers, on_progress)
@@ -129,7 +130,7 @@ def _parts(bench: Workbench, trial: Trial, method: Method, workers: Workers, dev
     """A new network as a segmenter, which trains in place, and the batches for it."""
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
-    network = build_network(bench.experiment.network, method, channels, len(bench.study.classes))
+    network = build_network(bench.experiment.network, method, channels, bench.study.labelling.outputs)
     method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     return segmenter, make_batches(bench, trial, method, channels, workers, device)
@@ -169,6 +170,7 @@ def _leave_out(
             beside=None,
             folder=folder / FOLDS / str(number),
             device=device,
+            labelling=bench.study.labelling,
         )
         history = fit(task, workers, part_of(on_progress, number, len(studies) + 1))
         found[domain] = history.validation
@@ -218,8 +220,11 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         extractor_fingerprint=extractor.fingerprint if extractor else None,
         feature_scope="window" if bench.source(method) == "online" else "volume",
         overlap=experiment.evaluation.overlap,
-        training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes),
+        training=record_classes(_training_labels(bench), math.prod(study.spacing) / 1000, study.classes, study.regions),
         codes=dict(study.codes),
+        regions=study.regions,
+        regions_class_order=study.regions_class_order,
+        ignore=study.ignore,
     )
 
 
@@ -287,7 +292,7 @@ def _validate(bench: Workbench, segmenter: Segmenter, cases: Sequence[Case], wor
 
 def _score(bench: Workbench, segmenter: Segmenter, case: Case) -> np.ndarray:
     prepared, features, label = bench.stored(case, segmenter.method)
-    return dice(segmenter.predict_prepared(prepared, features), label, len(bench.study.classes))
+    return labelled_dice(segmenter.predict_prepared(prepared, features), label, bench.study.labelling)
 
 
 def _result(

@@ -49,14 +49,14 @@ export class Models {
   }
 }
 
-/** What the service tells of `name@alias` or `name/version`: {classes, modalities, card, ...}. */
+/** What the service tells of `name@alias` or `name/version`: {classes, values, modalities, card, ...}. */
 async function card(model) {
   return (await ask(`v1/models/${model}`)).json();
 }
 
-/** Class names of a version; the index is the label value. */
+/** What a version calls the values of its masks. */
 export async function classesOf(name, version) {
-  return (await card(`${name}/${version}`)).classes;
+  return (await card(`${name}/${version}`)).values;
 }
 
 function group(name, { aliases, versions }) {

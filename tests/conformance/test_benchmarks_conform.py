@@ -11,7 +11,8 @@ from dropgen.features.studies.benchmarks import BENCHMARKS
 from dropgen.features.studies.check import check_study
 from dropgen.features.studies.convert import convert
 from dropgen.features.studies.prepare import resolve_rule
-from dropgen.features.studies.study import SPLITS, load_study
+from dropgen.features.studies.splits import SPLITS
+from dropgen.features.studies.study import load_study
 from dropgen.features.studies.volume import read_grid
 from tests_support.archives import ARCHIVES, image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import highdicom
@@ -117,6 +118,13 @@ def test_the_order_of_files_changes_nothing() -> None:
     one, other = (dcmread(io.BytesIO(segmented(files, "labelmap"))) for files in (slices, shuffled))
     assert one.PixelData == other.PixelData
     assert one.PerFrameFunctionalGroupsSequence == other.PerFrameFunctionalGroupsSequence
+
+
+def test_regions_that_overlap_are_refused_rather_than_cut() -> None:
+    slices = make_slices(blob(OBLIQUE))
+    model = replace(MODEL, regions=((1, 2), (2,), (3,), (4,)))
+    with pytest.raises(VolumeError, match="heart finds regions that overlap"):
+        encode(np.zeros((9, 6, 7), np.uint8), slices, model, "binary")
 
 
 def test_a_half_voxel_off_would_be_seen() -> None:

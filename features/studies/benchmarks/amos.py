@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dropgen.features.studies.benchmarks.benchmark import Archive, Benchmark, Item
-from dropgen.features.studies.splits import shuffled
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split, shuffled
 
 INCLUDE_VA_CT = "include_va_ct"
 LAST_CT = 500  # ids up to here are CT, those above are MR

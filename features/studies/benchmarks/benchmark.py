@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dropgen.errors import StudyError
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split
 
 LISTED = 20  # lines of one kind in a report; an archive of the wrong kind would fill the screen
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dropgen.features.studies.benchmarks.benchmark import Archive, Benchmark, Item
-from dropgen.features.studies.splits import shuffled
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split, shuffled
 
 SUBJECTS = 125
 TRAIN, VAL = 75, 20

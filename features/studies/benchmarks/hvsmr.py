@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dropgen.features.studies.benchmarks.benchmark import Archive, Benchmark, Item
-from dropgen.features.studies.splits import shuffled
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split, shuffled
 
 SUBJECTS = 60
 # The released code's list. That it is everybody mild or moderate is inferred: the owners count 12, 11 and 37 severe.

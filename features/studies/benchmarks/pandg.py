@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from dropgen.features.studies.benchmarks.benchmark import Archive, Benchmark, Item
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split
 
 DOMAINS: dict[Split, str] = {"train": "venous", "val": "out-of-phase", "test": "out-of-phase"}
 NAME = r"(?P<id>.+?)(?:_0000)?\.nii(?:\.gz)?"

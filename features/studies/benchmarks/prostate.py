@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dropgen.features.studies.benchmarks.benchmark import Archive, Benchmark, Item
-from dropgen.features.studies.study import Split
+from dropgen.features.studies.splits import Split
 
 SITES: dict[str, tuple[Split, int]] = {  # split, and how many people the owners count
     "RUNMC": ("train", 30), "I2CVB": ("train", 19), "UCL": ("val", 13), "HK": ("val", 12), "BIDMC": ("test", 12),

@@ -17,7 +17,7 @@ from dropgen.features.studies.study import Case
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.evaluation.inference import Features, native_mask
-from dropgen.platform.evaluation.metrics import dice, domain_dice, pooled_mean
+from dropgen.platform.evaluation.metrics import domain_dice, labelled_dice, pooled_mean
 from dropgen.platform.evaluation.results import Group, Row, chosen_of_each, finite_mean
 from dropgen.platform.evaluation.touches import Touch
 from dropgen.platform.methods import Method
@@ -139,8 +139,11 @@ class Scene:
         self, segmenter: Segmenter, prepared: Prepared, truth: np.ndarray, features: Features | None = None
     ) -> np.ndarray:
         """Dice of every foreground class on the image's own grid, as an evaluation has it."""
-        mask = segmenter.over_slabs(prepared, features, lambda slabs: native_mask(slabs, prepared.grid))
-        return dice(mask, truth, len(self.bench.study.classes))
+        labelling = self.bench.study.labelling
+        mask = segmenter.over_slabs(
+            prepared, features, lambda slabs: native_mask(slabs, prepared.grid, labelling.order)
+        )
+        return labelled_dice(mask, truth, labelling)
 
     def unseen(self, scores: Scores) -> float:
         """Mean over the unseen domains, each the mean over its subjects, 0..1; NaN where none is scored."""

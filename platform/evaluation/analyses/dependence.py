@@ -18,7 +18,7 @@ from dropgen.errors import NothingToAnalyseError
 from dropgen.features.studies.study import Case, validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Analysed, Model, Scene
 from dropgen.platform.evaluation.charts import INK, METHOD_COLOURS, MUTED, style_axis
-from dropgen.platform.evaluation.metrics import dice, mean_dice
+from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.bench import Workbench
@@ -88,7 +88,7 @@ def without(bench: Workbench, segmenter: Segmenter, zeroed: slice, cases: Sequen
     for case in cases:
         prepared, features, label = bench.stored(case, seen.method)
         mask = seen.predict_prepared(prepared, features)
-        scores.append((case, dice(mask, label, len(bench.study.classes))))
+        scores.append((case, labelled_dice(mask, label, bench.study.labelling)))
     return mean_dice(scores)
 
 

@@ -35,6 +35,13 @@ def test_no_other_temperature_is_better() -> None:
     assert all(nll([3 * logits], [labels], best) <= nll([3 * logits], [labels], best * f) for f in (0.5, 0.95, 1.05, 2))
 
 
+def test_voxels_with_a_value_beyond_the_classes_are_left_out() -> None:
+    logits, labels = calibrated(voxels=500)
+    unknown = torch.cat((labels, torch.full((100, 1, 1), 3)))
+    more = torch.cat((logits, 50 * torch.randn(3, 100, 1, 1)), dim=1)
+    assert nll([more], [unknown], 1.7) == pytest.approx(nll([logits], [labels], 1.7))
+
+
 def test_every_voxel_counts_once_however_the_volumes_are_cut() -> None:
     logits, labels = calibrated(voxels=600)
     parts = [part.half() for part in logits.split([100, 500], dim=1)], list(labels.split([100, 500]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dropgen.features.studies.labelling import labelling_of
 from dropgen.features.studies.phantom import make_phantom_study
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume
@@ -67,6 +68,21 @@ def test_a_class_may_have_a_name_that_nnunet_reserves(study: Study, tmp_path: Pa
     assert "ignore" not in labels
     assert sorted(labels.values()) == [0, 1, 2]
     assert labels["background"] == 0
+
+
+def test_regions_and_voxels_to_ignore_are_nnunets_own(study: Study, tmp_path: Path) -> None:
+    classes = (*study.classes, "last")
+    regions = replace(
+        study, classes=classes, regions=((1, 2, 3), (3,), (2, 3)), regions_class_order=(1, 3, 2), ignore=4
+    )
+    write_dataset(tmp_path, regions, study.split("train"))
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    again = labelling_of(description["labels"], description["regions_class_order"], "here")
+    assert (again.regions, again.order, again.ignore) == (regions.regions, regions.regions_class_order, 4)
+    write_dataset(tmp_path, replace(study, ignore=3), study.split("train"))
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert "regions_class_order" not in description
+    assert labelling_of(description["labels"], (), "here").ignore == 3
 
 
 @pytest.mark.parametrize(
