@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from dropgen import console
-from dropgen.errors import ConfigError, ResourceError, ServiceError, TooLargeError, VolumeError
+from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, TooLargeError, VolumeError
 from dropgen.serving.backend import open_backend
 from dropgen.serving.batch import Asked, segment_cases
 from dropgen.serving.cases import find_cases
@@ -35,6 +35,7 @@ from dropgen.serving.spool import Spool
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 30.0  # between tries of a destination or a service that is away
+AWAY = (ServiceError, ResourceError, OSError)  # what may be there again later
 Segment = Callable[[Path, Path], dict[str, Any]]
 
 
@@ -66,7 +67,7 @@ class Listener:
             try:
                 self._one(folder)
                 self._later.pop(folder.name, None)
-            except (ServiceError, ResourceError, OSError) as error:
+            except AWAY as error:
                 console.warn(f"series {folder.name} waits {RETRY_SECONDS:g} s: {error}")
                 self._later[folder.name] = time.monotonic() + RETRY_SECONDS
 
@@ -79,8 +80,10 @@ class Listener:
             self.spool.outlived(folder, record)
             if self.deliver is not None:
                 self.deliver(target / f"{uid}{DICOM_SEG}", record["from"])
-        except (VolumeError, TooLargeError, ConfigError) as error:
-            cause = " ".join(str(error).split())
+        except Exception as error:  # whatever this series brought about, the others are not to pay for it
+            if isinstance(error, AWAY) and not isinstance(error, TooLargeError):
+                raise
+            cause = " ".join(str(error).split()) if isinstance(error, DropGenError) else type(error).__name__
             self.spool.quarantine(folder, cause)
             self.told.add(series=uid, instances=count, outcome="quarantined", cause=cause)
             console.say(f"quarantined: series {uid}, {count} slices ({cause})")

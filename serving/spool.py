@@ -7,6 +7,7 @@ each to the next.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import threading
@@ -16,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dropgen.errors import TooLargeError, VolumeError
+from dropgen.errors import ConfigError, TooLargeError, VolumeError
 from dropgen.features.studies.dicom_tree import LEGAL_UID
 from dropgen.manifest import read_json, write_json
 from dropgen.serving.series import MAX_MEMBERS
 
-RECORD, CAUSE = ".record.json", "cause.txt"
+RECORD, CAUSE, LOCK = ".record.json", "cause.txt", "lock"
 MAX_ATTEMPTS = 3  # a series that took three listeners with it is not given a fourth
 
 
@@ -48,6 +49,9 @@ class Spool:
     Args:
         folder: Made when new.
         bounds: Where to stop.
+
+    Raises:
+        ConfigError: Another listener has the folder.
     """
 
     def __init__(self, folder: Path, bounds: Bounds | None = None) -> None:
@@ -57,6 +61,11 @@ class Spool:
         self._sizes: dict[str, dict[str, int]] = defaultdict(dict)  # of the slices of each incoming series
         for place in (self._incoming, self._ready, self._quarantine):
             place.mkdir(parents=True, exist_ok=True)
+        self._held = (folder / LOCK).open("a")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another listener works on {folder}; stop it, or give this one a --root") from None
         for series in self._incoming.iterdir():
             for half in series.glob(".*.partial"):  # of a listener that was killed; its sender was told nothing
                 half.unlink()

@@ -139,6 +139,13 @@ def test_a_series_is_complete_after_the_quiet_time_and_a_late_slice_joins_what_i
     assert not (tmp_path / "quarantine" / "1.2").exists()
 
 
+def test_two_listeners_cannot_have_one_spool(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    with pytest.raises(ConfigError, match="another listener works on"):
+        Spool(tmp_path)
+    assert spool.ready() == []
+
+
 def test_a_series_at_which_listeners_died_is_not_tried_for_ever(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put("1.2", "1.2.1", b"a", "SCANNER")
@@ -253,7 +260,7 @@ def test_every_accepted_series_ends_as_a_pushed_dicom_seg_or_in_quarantine_thoug
     lines = [json.loads(line) for line in (root / "service" / "audit.jsonl").read_text().splitlines()]
     assert [line["sop_instance_uid"] for line in lines] == [seg.SOPInstanceUID] * 2
     assert (lines[1]["stored"], lines[1]["received_from"]) == (str(peer), "SCANNER")
-    left = {path.name for path in (root / "listen").glob("*/*")}
+    left = {path.name for path in (root / "listen").glob("*/*") if path.is_dir()}
     assert left == {str(GOOD), str(GAP), str(SCOUT)}
     assert not (root / "listen" / "ready" / GOOD).exists()
     log = (tmp_path / "listen.log").read_text() + json.dumps(lines) + json.dumps(ended)
