@@ -28,7 +28,7 @@ from dropgen.serving.series import MAX_MEMBERS
 AUTH_VARIABLE = "DROPGEN_DICOMWEB_AUTH"
 SERIES_BYTES = 2**33  # as of a job's volume
 CONNECT_SECONDS, READ_SECONDS = 10, 300
-TRIES = 3  # of a busy archive
+TRIES, RETRY_MS = 3, 500  # of a busy archive; the wait doubles
 REFUSED = (401, 403)
 
 
@@ -233,7 +233,7 @@ def _connect(base: str, auth: str | None) -> Any:
         value = auth if plain else f"Basic {base64.b64encode(auth.encode()).decode()}"
         session.headers["Authorization"] = value
     client = DICOMwebClient(base, session, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    client.set_http_retry_params(max_attempts=TRIES)
+    client.set_http_retry_params(max_attempts=TRIES, wait_exponential_multiplier=RETRY_MS)
     return client
 
 
