@@ -28,7 +28,6 @@ from dropgen.serving.series import MAX_MEMBERS
 AUTH_VARIABLE = "DROPGEN_DICOMWEB_AUTH"
 SERIES_BYTES = 2**33  # as of a job's volume
 CONNECT_SECONDS, READ_SECONDS = 10, 300
-TRIES, RETRY_MS = 3, 500  # of a busy archive; the wait doubles
 REFUSED = (401, 403)
 
 
@@ -163,7 +162,6 @@ class Archive:
     def _asking(self, refusal: str | None = None) -> Iterator[None]:
         """Names the archive in whatever goes wrong; with `refusal`, what concerns one series alone is a VolumeError."""
         from requests import HTTPError, JSONDecodeError, RequestException
-        from retrying import RetryError
 
         try:
             yield
@@ -176,10 +174,10 @@ class Archive:
                     f"{self.base} answers {status} to these credentials; give others in {AUTH_VARIABLE}"
                 ) from None
             if refusal is None:
-                raise ServiceError(f"{self.base} answers {status} to the search; check its address") from None
+                raise ServiceError(
+                    f"{self.base} answers {status} to the search; check its address, or try later"
+                ) from None
             raise VolumeError(f"{refusal}, the archive answers {status}; see its log") from None
-        except RetryError:
-            raise ServiceError(f"{self.base} stays busy; try later") from None
         except JSONDecodeError:
             raise ServiceError(f"{self.base} does not answer as DICOMweb; check its address") from None
         except RequestException as error:
@@ -233,7 +231,7 @@ def _connect(base: str, auth: str | None) -> Any:
         value = auth if plain else f"Basic {base64.b64encode(auth.encode()).decode()}"
         session.headers["Authorization"] = value
     client = DICOMwebClient(base, session, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    client.set_http_retry_params(max_attempts=TRIES, wait_exponential_multiplier=RETRY_MS)
+    client.set_http_retry_params(retry=False)  # the same command continues
     return client
 
 

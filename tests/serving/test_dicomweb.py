@@ -108,7 +108,7 @@ def test_what_the_archive_refuses_or_lacks_is_one_sentence(
     code, _, err = run(capsys, search.replace("P-17", "P-99"), *words, *asked)
     assert (code, "has no CT or MR series to fetch by this search" in err) == (2, True)
     code, _, err = run(capsys, f"{orthanc.url}/system/series?PatientID=P-17", *words, *asked)
-    assert (code, "answers 404 to the search; check its address" in err) == (2, True)
+    assert (code, "answers 404 to the search; check its address, or try later" in err) == (2, True)
     code, _, err = run(capsys, "http://127.0.0.1:1/dicom-web/series?PatientID=P-17", *words)
     assert (code, "cannot be reached (ConnectionError)" in err) == (2, True)
     assert err.count("\n") == 1

@@ -63,7 +63,7 @@ def answering(body: bytes, media: str, endless: bool = False, status: int = 200)
         (b'["x"]', JSON, 200, "does not answer as DICOMweb"),
         (found("../../etc"), JSON, 200, "does not answer as DICOMweb"),
         (b"", JSON, 302, "cannot be reached \\(TooManyRedirects\\)"),
-        (b"", JSON, 503, "stays busy; try later"),
+        (b"", JSON, 503, "answers 503 to the search"),
     ],
 )
 def test_what_is_no_answer_to_a_search_is_one_sentence(body: bytes, media: str, status: int, says: str) -> None:
