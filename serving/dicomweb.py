@@ -75,7 +75,7 @@ class Archive:
         if last != "series":
             raise ConfigError(f"{self.url} is no search for series; write https://host/dicom-web/series?PatientID=...")
         self._filters = parse_qs(parts.query, keep_blank_values=True)
-        self._study = None
+        self._study: str | None = None
         if (head := base.rpartition("/")[0]).endswith("/studies"):
             self._study, base = base.rpartition("/")[2], head.removesuffix("/studies")
         if not self._filters and self._study is None:
@@ -165,7 +165,7 @@ class Archive:
 
         try:
             yield
-        except (DropGenError, FileExistsError):
+        except DropGenError:
             raise
         except HTTPError as error:
             status = error.response.status_code

@@ -50,6 +50,11 @@ class Orthanc:
             for one in slices:
                 client.post(f"{self.url}/instances", content=packed(one).getvalue()).raise_for_status()
 
+    def push(self, series: str, modality: str) -> None:
+        """Sends one of its series by C-STORE."""
+        with httpx.Client(auth=(USER, PASSWORD), trust_env=False, timeout=60) as client:
+            client.post(f"{self.url}/modalities/{modality}/store", json=series).raise_for_status()
+
     def file(self, sop_instance_uid: str) -> bytes:
         body = {"Level": "Instance", "Query": {"SOPInstanceUID": sop_instance_uid}}
         with httpx.Client(auth=(USER, PASSWORD), trust_env=False) as client:
