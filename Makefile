@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "DropGen needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make install PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 2 GB, a few minutes) ..."
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,s3]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,s3,dicom-net]'
 	@touch $@
 
 demo: install

@@ -41,6 +41,11 @@ class Verb:
     overrides: bool = False
 
 
+def path_or_address(text: str) -> Path | str:
+    """An address stays text: a path would lose one of its slashes."""
+    return text if "://" in text else Path(text)
+
+
 EXPERIMENT = option("experiment", type=Path, help="experiment YAML, see configs/experiments/")
 METHOD = option("--method", help="a method of the experiment by its label, for example 'dropgen p=0.5' (default: all)")
 SEED = option("--seed", type=int, help="one seed of the experiment (default: all)")
@@ -242,13 +247,14 @@ VERBS: dict[str, Verb] = {
             "segment scans/ masks/ --name demo", "segment scans/ masks/ --url http://127.0.0.1:8000",
             "segment scans/ masks/ --uncertainty", "segment list.csv masks/", "segment export/ masks/ --dicom-seg",
             "segment scans/ masks/ --workers 2",
+            "segment 'https://pacs/dicom-web/series?PatientID=P-17&Modality=MR' masks/ --store",
         ),
         (
             option(
                 "input",
-                type=Path,
+                type=path_or_address,
                 help="folder of NIfTI files, or of DICOM series at any depth; or a CSV with the column image and, as "
-                "wanted, id and modality",
+                "wanted, id and modality; or a DICOMweb search, https://host/dicom-web/series?PatientID=...",
             ),
             option("output", type=Path, help="folder for masks and outcomes.csv"),
             option(
@@ -257,6 +263,12 @@ VERBS: dict[str, Verb] = {
                 const="labelmap",
                 choices=("labelmap", "binary"),
                 help="also write a DICOM-SEG of every DICOM series: a label map, or binary for readers that know none",
+            ),
+            option("--store", action="store_true", help="give each DICOM-SEG to the DICOMweb archive of the input"),
+            option(
+                "--dicomweb-auth",
+                type=Path,
+                help="file with USER:PASSWORD or Bearer TOKEN for the archive (default: DROPGEN_DICOMWEB_AUTH)",
             ),
             option("--derived", action="store_true", help="also segment DICOM series that are derived from others"),
             option("--name", default="demo", help="registered model name (default demo)"),
@@ -284,6 +296,40 @@ VERBS: dict[str, Verb] = {
                 help="also say how sure the model is, per case and voxel: entropy, and for DropGen whether image and "
                 "features alone agree, which takes three passes over a volume instead of one",
             ),
+        ),
+    ),
+    "listen": Verb(
+        "receive DICOM series by C-STORE, segment them and push their DICOM-SEG on",
+        "dropgen.serving.listen:command",
+        (
+            "listen --name demo --accept SCANNER", "listen --accept SCANNER --to PACS@127.0.0.1:4242",
+            "listen --host 0.0.0.0 --accept SCANNER WORKSTATION --to PACS@10.0.0.5:11112",
+        ),
+        (
+            option("--aet", default="DROPGEN", help="AE title that senders call (default DROPGEN)"),
+            option("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"),
+            option("--port", type=int, default=11112, help="port to listen on, 0 for a free one (default 11112)"),
+            option("--accept", nargs="+", default=[], metavar="TITLE", help="AE titles that may send"),
+            option("--to", metavar="TITLE@HOST:PORT", help="where DICOM-SEG are pushed (default: they stay here)"),
+            option(
+                "--quiet",
+                type=float,
+                default=30,
+                help="seconds without a slice after which a series is complete (default 30)",
+            ),
+            option(
+                "--dicom-seg",
+                default="labelmap",
+                choices=("labelmap", "binary"),
+                help="type of DICOM-SEG: a label map (default), or binary for readers that know none",
+            ),
+            option("--derived", action="store_true", help="also segment series that are derived from others"),
+            option("--name", default="demo", help="registered model name (default demo)"),
+            option("--alias", default="champion", help="alias to use (default champion)"),
+            option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
+            option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            TOKEN_FILE,
+            option("--modality", help="modality of the series, where the model's intensity rule needs it"),
         ),
     ),
     "methods": Verb(

@@ -151,9 +151,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
         With Accept: application/dicom the mask of a series is a DICOM-SEG.
         """
-        served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request)
-        if dicom and not _is_zip(request):
-            raise VolumeError(f"{DICOM_TYPE} is given for a DICOM series; send its zip as Content-Type: {ZIP_TYPE}")
+        served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, _is_zip(request))
         if modality is not None or not _is_zip(request):
             served.require_modality(modality)
         with queue.place() as place:
@@ -185,9 +183,13 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         source: Annotated[str | None, Query(max_length=1024)] = None,
         idempotency_key: Annotated[str | None, Header(pattern=f"^{KEY.pattern}$")] = None,
     ) -> dict[str, Any]:
-        """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow."""
-        served = await run_in_threadpool(models.find, model)
-        if modality is not None or not (_is_zip(request) or (source or "").lower().endswith(".zip")):
+        """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow.
+
+        With Accept: application/dicom the job's mask of a series, sent or named as a zip, is a DICOM-SEG.
+        """
+        zipped = _is_zip(request) or (source or "").lower().endswith(".zip")
+        served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, zipped)
+        if modality is not None or not zipped:
             served.require_modality(modality)
         if await run_in_threadpool(jobs.waiting) >= limits.jobs:
             raise BusyError(f"{limits.jobs} jobs are waiting, as many as this service keeps; try later", 60)
@@ -201,11 +203,12 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
             fields = {
                 "model": registered.name, "version": registered.version, "digest": served.model.digest,
                 "model_version": f"{registered.name}/{registered.version}", "modality": modality,
-                "request": request.state.request, "input_sha256": received.sha256, "use": RESEARCH_ONLY,
+                "request": request.state.request, "input_sha256": received.sha256, "dicom": dicom,
+                "use": RESEARCH_ONLY,
             }  # fmt: skip
             record = jobs.accept(draft, request.state.who, idempotency_key, fields)
-        if any(record[name] != fields[name] for name in ("input_sha256", "model", "modality")):
-            raise ConflictError("this Idempotency-Key belongs to a job of another volume, model or modality")
+        if any(record.get(name) != fields[name] for name in ("input_sha256", "model", "modality", "dicom")):
+            raise ConflictError("this Idempotency-Key belongs to a job of another volume, model, modality or format")
         return _shown(record)
 
     @api.get("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
@@ -216,10 +219,10 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get(
         "/v1/jobs/{id}/result",
         response_class=Response,
-        responses=_answers(401, 403, 404, 409, 422, masks=(MASK_TYPE,)),
+        responses=_answers(401, 403, 404, 409, 422, masks=(MASK_TYPE, DICOM_TYPE)),
     )
     async def result(request: Request, id: str) -> Response:
-        """The mask of a job that is done."""
+        """The mask of a job that is done, as the job asked for it."""
         record = jobs.read(id, request.state.who)
         if record["state"] != "done":
             cause = record.get("error", "ask again later, or send the volume again")
@@ -227,7 +230,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         mask = await run_in_threadpool(jobs.mask, id, request.state.who)
         return Response(
             mask,
-            media_type=MASK_TYPE,
+            media_type=DICOM_TYPE if record.get("dicom") else MASK_TYPE,
             headers=_headers(
                 f"models:/{record['model_version']}", record["digest"], record["version"], record["findings"]["flags"]
             ),
@@ -308,10 +311,17 @@ def _is_zip(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip() == ZIP_TYPE
 
 
-def _wants_dicom(request: Request) -> bool:
-    """Whether the mask is to be DICOM-SEG: said by name, for everything else is also met by NIfTI."""
+def _wants_dicom(request: Request, zipped: bool) -> bool:
+    """Whether the mask is to be DICOM-SEG: said by name, for everything else is also met by NIfTI.
+
+    Raises:
+        VolumeError: It is, of what is no zip.
+    """
     accepted = request.headers.get("accept", "").split(",")
-    return DICOM_TYPE in (one.partition(";")[0].strip().lower() for one in accepted)
+    wanted = DICOM_TYPE in (one.partition(";")[0].strip().lower() for one in accepted)
+    if wanted and not zipped:
+        raise VolumeError(f"{DICOM_TYPE} is given for a DICOM series; send its zip as Content-Type: {ZIP_TYPE}")
+    return wanted
 
 
 def _spooled(spool: Path) -> Path:

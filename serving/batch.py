@@ -28,6 +28,8 @@ from dropgen.serving.adapted import adapted_model
 from dropgen.serving.backend import LocalModel, Recipe, Service
 from dropgen.serving.cases import SUFFIXES, Cases, find_cases
 from dropgen.serving.client import Client
+from dropgen.serving.dicomweb import Archive, read_auth
+from dropgen.serving.fetched import SERIES_FOLDER, fetch_cases, store_masks
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
 from dropgen.serving.line import PLAIN, Asked, Done, Line, Task
@@ -146,7 +148,7 @@ def _more(named: Sequence[object]) -> str:
     return f", and {len(named) - NAMED_FAILURES} more" if len(named) > NAMED_FAILURES else ""
 
 
-def _opened(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
+def open_work(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
     """Opens what the options name.
 
     Raises:
@@ -219,12 +221,21 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumeError: Some files failed; all others are done.
     """
-    source, target = arguments.input.expanduser().resolve(), arguments.output.expanduser().resolve()
-    cases = find_cases(source, target, arguments.derived)  # before a model is loaded for nothing
+    target = arguments.output.expanduser().resolve()
+    archive = None
+    if isinstance(arguments.input, str):
+        archive = Archive(arguments.input, read_auth(arguments.dicomweb_auth))
+        arguments.dicom_seg = arguments.dicom_seg or ("labelmap" if arguments.store else None)
+        source, cases = target / SERIES_FOLDER, fetch_cases(archive, target, arguments.derived)
+    elif arguments.store:
+        raise ConfigError("--store gives masks back to a DICOMweb archive, and the input is none; leave it out")
+    else:
+        source = arguments.input.expanduser().resolve()
+        cases = find_cases(source, target, arguments.derived)  # before a model is loaded for nothing
     if arguments.dicom_seg is not None and not any(scan.series for scan in cases.scans):
         raise ConfigError(f"--dicom-seg needs DICOM series, which {source} has none of; leave it out")
     _say_cases(cases)
-    model, work = _opened(arguments, len(cases.scans))
+    model, work = open_work(arguments, len(cases.scans))
     audit = Journal(arguments.root / "service" / AUDIT_FILE, durable=True)
     asked = Asked(arguments.modality, arguments.uncertainty, arguments.dicom_seg)
     document = segment_cases(cases, source, target, model, work, audit, asked)
@@ -235,10 +246,13 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     console.say(f"masks: {target}, table: {document['outcomes']}, page: {document['summary']}")
     if odd := [case for case in document["cases"] if case["findings"] and case["findings"]["flags"]]:
         console.say(f"to look at: {', '.join(case['case'] for case in odd[:NAMED_FAILURES])}" + _more(odd))
+    refused = store_masks(archive, target, document, audit) if archive is not None and arguments.store else None
     if document["failed"]:
         error = _failures(document["cases"], document["outcomes"])
         error.document = document
         raise error
+    if refused is not None:
+        raise refused
     return document
 
 

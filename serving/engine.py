@@ -18,7 +18,7 @@ from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
 from dropgen.serving.decode import decode
 from dropgen.serving.dicom_out import encode
-from dropgen.serving.jobs import MASK, RECORD, VOLUME, Jobs
+from dropgen.serving.jobs import RECORD, VOLUME, Jobs, mask_name
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.quality import Findings, Segmented, find
@@ -165,20 +165,24 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
         if folder is None:
             return False
         record = read_json(folder / RECORD)
-        order = Order(record["who"], record["request"], record["modality"], record["input_sha256"], record["id"])
+        order = Order(
+            record["who"], record["request"], record["modality"], record["input_sha256"], record["id"],
+            bool(record.get("dicom")),
+        )  # fmt: skip
         try:
             served = engine.find(record["model_version"])  # the version of when it was accepted
-            mask = folder / MASK
+            mask = folder / mask_name(record)
             again = mask.exists()
             if not again:
                 made = engine.segment(folder, served, order, caps)
                 if jobs.cancelled(folder):
                     jobs.finish(folder, "cancelled")
                     return True
-                jobs.note(folder, findings=asdict(made.findings))
+                jobs.note(folder, findings=asdict(made.findings), sop_instance_uid=made.uid)
                 write_bytes(mask, made.mask)
             if not (again and engine.audited(record["id"])):
-                engine.record(mask.read_bytes(), served, order)
+                uid = read_json(folder / RECORD).get("sop_instance_uid")
+                engine.record(mask.read_bytes(), served, order, uid)
             jobs.finish(folder, "done", output_sha256=hashlib.sha256(mask.read_bytes()).hexdigest())
         except DropGenError as error:
             kind = "refused" if isinstance(error, (VolumeError, TooLargeError)) else "failed"

@@ -1,7 +1,7 @@
 """Jobs as folders: what was accepted is on disk before it is answered, and outlives every process.
 
-`<id>/volume.nii`, `<id>/job.json`, and `<id>/mask.nii.gz` when it is done. Who works on a job holds the lock on
-`<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
+`<id>/volume.nii`, `<id>/job.json`, and `<id>/mask.nii.gz` or `<id>/mask.dcm` when it is done. Who works on a job holds
+the lock on `<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from dropgen.manifest import read_json, write_json
 ID = re.compile(r"[0-9a-f]{32}")
 UNFINISHED = ("accepted", "running")
 MAX_ATTEMPTS = 3  # a job that took three replicas with it is not given a fourth
-VOLUME, MASK, RECORD, LOCK, CANCEL = "volume.nii", "mask.nii.gz", "job.json", "lock", "cancel"
+VOLUME, MASK, DICOM_MASK = "volume.nii", "mask.nii.gz", "mask.dcm"
+RECORD, LOCK, CANCEL = "job.json", "lock", "cancel"
 
 
 class UnknownJobError(DropGenError):
@@ -97,9 +98,9 @@ class Jobs:
         Raises:
             UnknownJobError: There is no such job.
         """
-        self.read(identity, who)
+        record = self.read(identity, who)
         try:
-            return (self._folder / identity / MASK).read_bytes()
+            return (self._folder / identity / mask_name(record)).read_bytes()
         except FileNotFoundError:
             raise UnknownJobError("the job has no mask; ask for its state first") from None
 
@@ -144,7 +145,7 @@ class Jobs:
         """Ends a claimed job: done, failed or cancelled; its volume is removed, and a mask that is not to be seen."""
         record = dict(read_json(folder / RECORD)) | {"state": state, "changed": time.time(), **fields}
         if state != "done":
-            (folder / MASK).unlink(missing_ok=True)
+            (folder / mask_name(record)).unlink(missing_ok=True)
         write_json(folder / RECORD, record)
         (folder / VOLUME).unlink(missing_ok=True)
         return record
@@ -180,6 +181,11 @@ class Jobs:
             if record is not None and record["state"] in UNFINISHED:
                 found.append((record["accepted"], folder))
         return found
+
+
+def mask_name(record: Mapping[str, Any]) -> str:
+    """Name of a job's mask: NIfTI, or DICOM-SEG where that was asked for."""
+    return DICOM_MASK if record.get("dicom") else MASK
 
 
 @contextmanager

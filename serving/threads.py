@@ -37,13 +37,14 @@ def work_here(
         records: What the model's training labels say of each class; none where they are not known.
         in_flight: Scans in hand at once.
         on_done: Hears of every task as it ends, in this thread.
-        stop: Set when the run is interrupted.
+        stop: Set when the run is interrupted, cleared when it begins.
         grace: Seconds that what is in hand then has to look at it; None for as long as it takes.
 
     Raises:
         ServiceError: As `Line.take`; what was done is told before.
         ResourceError: Likewise.
     """
+    stop.clear()  # by the run before, where one process has several
     queue = deque(tasks)
     busy: set[Future[Done]] = set()
     try:

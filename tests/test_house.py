@@ -19,7 +19,7 @@ VENDORED = REPOSITORY / "serving" / "viewer" / "vendor"  # as others published i
 SOURCES = [path for folder in ("dropgen", *FLOORS) for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = EXTRAS["bench"] + EXTRAS["nninteractive"] + EXTRAS["s3"]
+OPTIONAL = EXTRAS["bench"] + EXTRAS["nninteractive"] + EXTRAS["s3"] + EXTRAS["dicom-net"]
 UNDECLARED_BY_OTHERS = {"einops"}  # imported by MONAI's SwinUNETR, which declares no dependency on it
 
 # Where a library may be imported; an entry that ends in "/" is a folder.
@@ -39,7 +39,10 @@ HOMES = {
     "zarr": ("features/store/arrays.py", "features/bench/"),
     "obstore": ("features/store/bucket.py",),
     "blosc2": ("features/bench/",),
+    "dicomweb_client": ("serving/dicomweb.py",),
     "dynamic_network_architectures": ("features/extractors/nninteractive.py",),
+    "pynetdicom": ("serving/dicom_net.py",),
+    "requests": ("serving/dicomweb.py",),
     "tensorstore": ("features/bench/",),
     "xxhash": ("features/store/checksum.py",),
     "zarrs": ("features/bench/",),

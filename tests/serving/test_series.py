@@ -31,6 +31,7 @@ from tests_support.dicom import make_slices, members, packed, zipped
 from tests_support.service import call
 
 ZIP = {"Content-Type": "application/zip"}
+REFUSED = {"/v1/segment": 400, "/v1/jobs": 409}  # a job that was refused later has no mask
 
 
 def scan() -> Volume:
@@ -74,10 +75,13 @@ def test_a_zip_of_a_series_gets_the_mask_of_its_volume_in_the_scanners_space(
     assert "Meier" not in logs + str(answer.headers)
 
 
-def test_who_accepts_dicom_gets_a_dicom_seg_on_the_slices_that_were_sent(served: Path, segmenter: Segmenter) -> None:
+@pytest.mark.parametrize("path", ["/v1/segment", "/v1/jobs"])
+def test_who_accepts_dicom_gets_a_dicom_seg_on_the_slices_that_were_sent(
+    served: Path, segmenter: Segmenter, path: str
+) -> None:
     log = served / "service" / "audit.jsonl"
     accept = {"Accept": "application/dicom"}
-    answer = post(served, zipped(scan()), headers=ZIP | accept)
+    answer = post(served, zipped(scan()), path, headers=ZIP | accept)
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"] == "application/dicom"
     data = dcmread(io.BytesIO(answer.content))
@@ -96,10 +100,17 @@ def test_who_accepts_dicom_gets_a_dicom_seg_on_the_slices_that_were_sent(served:
     assert line["output_sha256"] == hashlib.sha256(answer.content).hexdigest()
     assert not list((served / "service" / "spool").iterdir())
 
-    untold = post(served, zipped(scan()), headers=accept)
+    untold = post(served, zipped(scan()), path, headers=accept)
     assert (untold.status_code, "application/zip" in untold.json()["error"]) == (400, True)
-    nifti = post(served, mask_to_bytes(mask, np.eye(4)), headers=ZIP | accept)
-    assert (nifti.status_code, "slices of a DICOM series" in nifti.json()["error"]) == (400, True)
+    nifti = post(served, mask_to_bytes(mask, np.eye(4)), path, headers=ZIP | accept)
+    assert (nifti.status_code, "slices of a DICOM series" in nifti.json()["error"]) == (REFUSED[path], True)
+
+
+def test_a_job_of_one_format_is_not_the_job_of_the_other(served: Path) -> None:
+    key = {"Idempotency-Key": "series-0001"}
+    assert post(served, zipped(scan()), "/v1/jobs", headers=ZIP | key | {"Accept": "application/dicom"}).is_success
+    other = post(served, zipped(scan()), "/v1/jobs", headers=ZIP | key)
+    assert (other.status_code, "or format" in other.json()["error"]) == (409, True)
 
 
 def test_the_modality_is_the_tags_and_a_request_cannot_say_another(served: Path) -> None:
