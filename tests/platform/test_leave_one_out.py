@@ -12,8 +12,10 @@ import torch
 from dropgen.config import LEAVE_ONE_OUT, Experiment, Selection, Trial
 from dropgen.errors import ConfigError, StudyError
 from dropgen.features.studies.study import Study, folds
+from dropgen.manifest import write_json
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.external import split
+from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.train import Progress, Workbench, train_trial, trials_of
 from dropgen.platform.training.bench import require_trainable
 from dropgen.platform.training.folds import mean_curve
@@ -97,7 +99,22 @@ def test_the_mean_over_left_out_domains_scores_the_trial_and_names_its_checkpoin
     assert [tuple(entry) for entry in result["curve"]["validation"]] == mean_curve(curves)
     assert result["val_dice"] == max(dice for _, dice in mean_curve(curves))
     assert (result["best_step"], result["val_dice"]) in mean_curve(curves)
-    assert result["val_dice"] > 0  # something was learnt, so that the rest says something
+
+
+def test_the_final_training_keeps_the_network_of_the_step_that_left_out_domains_name(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    (trial,) = trials_of(bench.experiment)
+    fresh = dataclasses.replace(bench, root=tmp_path)
+    told = {"one": (0.2, 0.6, 0.4, 0.5), "other": (0.1, 0.5, 0.6, 0.2)}  # on record, so no fold is trained
+    for number, (domain, dice) in enumerate(told.items()):
+        curve = [[10 * place, value] for place, value in enumerate(dice, 1)]
+        write_json(fresh.folder(trial) / "folds" / f"{number}.json", {"domain": domain, "curve": curve})
+    result = train_trial(fresh, trial)
+    assert (result["best_step"], result["val_dice"]) == (20, pytest.approx(0.55))
+    kept = Segmenter.load(Path(result["bundle"])).network.state_dict()
+    last = torch.load(fresh.folder(trial) / "last.ckpt", weights_only=False)["network"]
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
 def test_a_left_out_domain_judges_what_a_study_without_it_would_train(

@@ -108,14 +108,16 @@ def _curve(rows: Sequence[dict[str, Any]], model: str, kind: str, column: str) -
 def _said(rows: Sequence[dict[str, Any]], models: Sequence[Model]) -> list[str]:
     said = []
     for kind, worst in (("gamma", GAMMAS[-1]), ("gamma", GAMMAS[0]), ("bias", BIASES[-1])):
-        lost = {}
+        left: dict[str, float] = {}
+        gained: dict[str, float] = {}
         for model in models:
             levels, values = _curve(rows, model.name, kind, "unseen_dice")
-            lost[model.name] = values[levels.index(0.0)] - values[levels.index(worst)]
-        least, most = min(lost, key=lost.__getitem__), max(lost, key=lost.__getitem__)
-        where = f"{'s' if kind == 'gamma' else 'a'} = {worst:g}".replace("-", "−")
+            left[model.name] = values[levels.index(worst)]
+            gained[model.name] = left[model.name] - values[levels.index(0.0)]
+        ahead, most = max(left, key=left.__getitem__), min(gained, key=gained.__getitem__)
         said.append(
-            f"{kind.capitalize()} at {where}: {least} loses least on unseen domains, {lost[least]:.1f} points"
-            + (f", and {most} most, {lost[most]:.1f}." if most != least else ".")
+            f"{kind.capitalize()} at {'s' if kind == 'gamma' else 'a'} = {worst:g}: {ahead} is ahead on unseen domains "
+            f"with {left[ahead]:.1f} ({gained[ahead]:+.1f} points from its clean images), {most} loses most "
+            f"({gained[most]:+.1f}, to {left[most]:.1f}).".replace("-", "−")
         )
     return said

@@ -87,7 +87,8 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
                           textcoords="offset points", va="center", fontsize=8, color=INK)  # fmt: skip
     style_axis(axis)
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(right=1.25 * max(row["loader_s"] for row in rows))
+    ends = [row[f"{name}_s"] + row[f"{name}_sd"] for row in rows for name in ("resident", "loader")]
+    axis.set_xlim(right=1.2 * max(ends))
     axis.set_yticks(range(len(order)), [row["model"] for row in order], fontsize=9, color=INK)
     axis.set_xlabel("seconds of a training step", fontsize=9, color=MUTED)
     handles, labels = axis.get_legend_handles_labels()
