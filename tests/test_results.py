@@ -16,6 +16,8 @@ FIELDS = {
     "step": "bench method features median_s ratio_to_erm data_wait raw_s unavailable",
     "precompute": "bench workers in_flight median_s extractor_busy ratio_to_serial repeats raw_s raw_busy",
     "predict": "bench",
+    "segment": "bench way in_flight scans median_s throughput model_busy repeats raw_s raw_busy",
+    "serve": "bench phase edge requests failed retried killed lost doubled p50_ms p99_ms rss_growth raw_ms",
 }
 
 
@@ -39,7 +41,9 @@ def require_figures(row: dict[str, Any]) -> None:
     """A row is the median of the raw values beside it, or says why there are none."""
     for unit in ("ms", "s"):
         raw = row.get(f"raw_{unit}")
-        if raw:
+        if row["bench"] == "serve":
+            assert raw is None or len(raw) == row["requests"]
+        elif raw:
             assert len(raw) >= (1 if row["bench"] == "predict" else 5)
             assert row[f"median_{unit}"] == pytest.approx(median(raw))
         elif raw is not None:

@@ -1,0 +1,1 @@
+"""What `dropgen segment` and `dropgen serve` do under load, measured."""
