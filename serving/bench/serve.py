@@ -194,7 +194,7 @@ def _phase(
             )
     audited = service.audited()
     answered = [asked.answer for asked in found if asked.answer is not None]
-    times = np.array([1000 * asked.seconds for asked in found])
+    times = [round(1000 * asked.seconds, 2) for asked in found]
     return {
         "bench": "serve",
         "phase": phase,
@@ -207,11 +207,11 @@ def _phase(
         "doubled": sum(audited[answer.request] > 1 for answer in answered),
         "p50_ms": float(np.percentile(times, 50)),
         "p99_ms": float(np.percentile(times, 99)),
-        "max_ms": float(times.max()),
+        "max_ms": max(times),
         "rss_before_mib": round(before / MIB, 1),
         "rss_after_mib": round(after / MIB, 1),
         "rss_growth": None if killed else after / before - 1,
-        "raw_ms": [round(float(value), 2) for value in times],
+        "raw_ms": times,
     }
 
 

@@ -20,14 +20,14 @@ def volume(shape: tuple[int, int, int] = (22, 19, 17)) -> Volume:
     return Volume(array, np.diag([-1.0, 1.0, 1.5, 1.0]))
 
 
-def prepared(segmenter: Segmenter, image: Volume) -> Prepared:
+def ready(segmenter: Segmenter, image: Volume) -> Prepared:
     return prepare(image, segmenter.spec.preparation)
 
 
 @pytest.mark.parametrize("scope", ["volume", "window"])
 def test_the_mask_is_the_very_one_that_is_made_without_asking(scope: str) -> None:
     segmenter = make_segmenter(DROPGEN, feature_scope=scope)
-    mask, uncertainty = predict_uncertain(segmenter, prepared(segmenter, volume()))
+    mask, uncertainty = predict_uncertain(segmenter, ready(segmenter, volume()))
     np.testing.assert_array_equal(mask, segmenter.predict(volume()))
     assert uncertainty.entropy_map.shape == mask.shape
     assert uncertainty.entropy is not None and 0 < uncertainty.entropy < 1
@@ -49,7 +49,7 @@ def test_both_maps_are_those_of_one_window_by_hand() -> None:
     p = whole.softmax(dim=0).double()
     entropy = prepared.grid.restore(np.rint(100 * (-(p * p.log()).sum(dim=0) / np.log(3)).numpy()).astype(np.uint8))
     a_mask, b_mask = (prepared.grid.restore(z.argmax(dim=0).numpy().astype(np.uint8)) for z in (a, b))
-    mask, uncertainty = predict_uncertain(segmenter, prepared(segmenter, one))
+    mask, uncertainty = predict_uncertain(segmenter, ready(segmenter, one))
     assert np.abs(uncertainty.entropy_map.astype(int) - entropy).max() <= 1
     assert uncertainty.entropy == pytest.approx(uncertainty.entropy_map[mask > 0].mean() / 100)
     assert uncertainty.disagreement_map is not None
@@ -63,7 +63,7 @@ def test_logits_that_are_equal_are_unsure_and_those_far_apart_are_sure(gain: flo
     segmenter = make_segmenter(Component.of("erm"))
     head = [module for module in segmenter.network.modules() if isinstance(module, torch.nn.Conv3d)][-1]
     head.weight.data *= gain
-    mask, uncertainty = predict_uncertain(segmenter, prepared(segmenter, volume()))
+    mask, uncertainty = predict_uncertain(segmenter, ready(segmenter, volume()))
     assert low <= uncertainty.entropy_map.mean() / 100 <= high
     if gain == 0:
         assert not mask.any()  # the first among equals is background
@@ -78,7 +78,7 @@ def test_image_and_features_are_asked_apart_only_where_both_were_trained_on(name
     segmenter.predict(volume())
     plain = len(calls)
     calls.clear()
-    _, uncertainty = predict_uncertain(segmenter, prepared(segmenter, volume()))
+    _, uncertainty = predict_uncertain(segmenter, ready(segmenter, volume()))
     assert len(calls) == (1 + passes) * plain
     assert extra_passes(segmenter) == passes
     assert (uncertainty.disagreement_map is None) == (passes == 0)
@@ -88,7 +88,7 @@ def test_nothing_is_left_behind_in_the_network() -> None:
     segmenter = make_segmenter(DROPGEN)
     expected = segmenter.predict(volume())
     segmenter.network.train()
-    predict_uncertain(segmenter, prepared(segmenter, volume()))
+    predict_uncertain(segmenter, ready(segmenter, volume()))
     assert segmenter.network.training
     again = Segmenter(segmenter.spec, segmenter.network.eval(), segmenter.method, segmenter._extractor)
     np.testing.assert_array_equal(again.predict(volume()), expected)

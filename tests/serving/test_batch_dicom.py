@@ -80,7 +80,7 @@ def test_a_tree_gives_a_mask_and_a_dicom_seg_of_what_is_sound_and_says_of_the_re
     assert "segment:  Meier/1 (series 4, CT, 19 files)" in err
     assert "left out: Meier/1 (series 6, CT, 3 files: it is a localizer)" in err
     assert {path.name for path in masks.iterdir() if not path.name.startswith(".")} == {
-        "outcomes.csv", f"{GOOD}.nii.gz", f"{GOOD}.png", f"{GOOD}.seg.dcm",
+        "outcomes.csv", "outcomes.html", f"{GOOD}.nii.gz", f"{GOOD}.png", f"{GOOD}.seg.dcm",
     }  # fmt: skip
 
     series = read_series(sorted(path for path in tree.rglob("*") if path.is_file() and belongs(path, GOOD)), 10**6)
@@ -118,7 +118,7 @@ def test_every_result_has_its_line_in_the_audit_log_and_no_name_gets_there(
     (line,) = log.read_text().splitlines()
     entry, seg = json.loads(line), (masks / f"{GOOD}.seg.dcm").read_bytes()
     hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted_slices(tree))
-    assert {key: value for key, value in entry.items() if key not in ("time", "digest")} == {
+    assert {key: value for key, value in entry.items() if key not in ("time", "digest", "run")} == {
         "who": getpass.getuser(),
         "input_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "model": "blobs",
