@@ -170,8 +170,10 @@ class Service:
         """
         loaded, modality = scan.load(), scan.modality or self._modality
         entered = time.monotonic()
-        ask = self._client.segment_series if scan.series else self._client.segment
-        mask = ask(scan.paths if scan.series else scan.paths[0], modality)
+        if scan.series:
+            mask = self._client.segment_series(scan.paths, modality)
+        else:
+            mask = self._client.segment(scan.paths[0], modality)
         yield Segmented(loaded.volume, mask, None, loaded.slices, (entered, time.monotonic()))
 
 

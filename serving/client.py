@@ -229,7 +229,7 @@ def _wait(answer: httpx.Response, tries: int) -> float:
     try:
         return max(0.0, float(answer.headers["Retry-After"]))
     except (KeyError, ValueError):  # none, or a date
-        return secrets.SystemRandom().uniform(0.5, 1.0) * min(RETRY_SECONDS, 0.5 * 2**tries)
+        return secrets.SystemRandom().uniform(0.5, 1.0) * min(float(RETRY_SECONDS), 0.5 * 2.0**tries)
 
 
 def _from_service(answer: httpx.Response) -> bool:

@@ -168,7 +168,7 @@ class Archive:
         except DropGenError:
             raise
         except HTTPError as error:
-            status = error.response.status_code
+            status = None if error.response is None else error.response.status_code
             if status in REFUSED:
                 raise ServiceError(
                     f"{self.base} answers {status} to these credentials; give others in {AUTH_VARIABLE}"

@@ -86,6 +86,6 @@ def store_masks(archive: Archive, target: Path, document: dict[str, Any], audit:
     console.say(f"{archive.base}: {sent} DICOM-SEG stored, {there} were there already")
     if not failed:
         return None
-    error = VolumeError(f"{len(failed)} DICOM-SEG were not stored: {next(iter(failed.values()))}")
-    error.document = document
-    return error
+    refused = VolumeError(f"{len(failed)} DICOM-SEG were not stored: {next(iter(failed.values()))}")
+    refused.document = document
+    return refused

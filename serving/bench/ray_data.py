@@ -49,7 +49,7 @@ def segment_by_ray_data(scans: Sequence[Scan], line: Line, recipe: Recipe, threa
         ray.data.from_items([{"scan": pickle.dumps(scan)} for scan in scans], override_num_blocks=len(scans))
         .map(read)
         .map(
-            _Predictor,
+            _Predictor,  # type: ignore[arg-type]  # a class is as good as a function, which Ray's types do not say
             fn_constructor_args=(recipe, threads),
             num_gpus=1 if torch.cuda.is_available() else None,
             compute=ray.data.ActorPoolStrategy(size=1),

@@ -50,7 +50,7 @@ class SegmentBench:
         repeats: Rounds, at least 5.
     """
 
-    shape: tuple[int, int, int] = (128, 128, 128)
+    shape: tuple[int, ...] = (128, 128, 128)
     scans: int = 12
     crop: int = 64
     classes: int = 3

@@ -57,7 +57,7 @@ class ServeBench:
         network: Small, with random weights: what is measured is the service.
     """
 
-    edges: tuple[int, int] = (32, 128)
+    edges: tuple[int, ...] = (32, 128)
     requests: tuple[int, int, int] = (1000, 50, 100)
     clients: int = 4
     replicas: int = 1
