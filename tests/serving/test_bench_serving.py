@@ -25,6 +25,7 @@ def bench(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> list[d
     return rows
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_request_is_answered_and_audited_once_while_a_replica_is_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

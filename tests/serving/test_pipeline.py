@@ -265,6 +265,7 @@ def test_a_scan_that_kills_its_worker_twice_is_quarantined_and_no_other_is_lost_
     assert (document["done"], document["skipped"], document["failed"]) == (1, 4, 1)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_damaged_bundle_is_one_sentence_from_a_worker_too(
