@@ -62,6 +62,14 @@ MEASURE = option(
 )
 ADDRESS = option("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else a local one)")
 
+SEGMENTING = (
+    option("--derived", action="store_true", help="also segment DICOM series that are derived from others"),
+    option("--name", default="demo", help="registered model name (default demo)"),
+    option("--alias", default="champion", help="alias to use (default champion)"),
+    option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
+    option("--url", help="address of a running `dropgen serve` instead of working in process"),
+)
+
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "make a multi-domain study and run the whole main job on it",
@@ -270,11 +278,7 @@ VERBS: dict[str, Verb] = {
                 type=Path,
                 help="file with USER:PASSWORD or Bearer TOKEN for the archive (default: DROPGEN_DICOMWEB_AUTH)",
             ),
-            option("--derived", action="store_true", help="also segment DICOM series that are derived from others"),
-            option("--name", default="demo", help="registered model name (default demo)"),
-            option("--alias", default="champion", help="alias to use (default champion)"),
-            option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
-            option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            *SEGMENTING,
             option(
                 "--workers",
                 type=int,
@@ -323,11 +327,7 @@ VERBS: dict[str, Verb] = {
                 choices=("labelmap", "binary"),
                 help="type of DICOM-SEG: a label map (default), or binary for readers that know none",
             ),
-            option("--derived", action="store_true", help="also segment series that are derived from others"),
-            option("--name", default="demo", help="registered model name (default demo)"),
-            option("--alias", default="champion", help="alias to use (default champion)"),
-            option("--bundle", type=Path, help="a Segmenter folder instead of a registered model"),
-            option("--url", help="address of a running `dropgen serve` instead of working in process"),
+            *SEGMENTING,
             TOKEN_FILE,
             option("--modality", help="modality of the series, where the model's intensity rule needs it"),
         ),

@@ -25,8 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from dropgen.features.cluster import connect  # isort: skip  (first: it makes settings that ray reads on import)
 import ray
@@ -43,6 +42,7 @@ from dropgen.platform.tracking import fetch
 from dropgen.serving.api import Limits, create_api
 from dropgen.serving.client import Client
 from dropgen.serving.engine import work
+from dropgen.serving.interrupts import interrupt, on_signals
 from dropgen.serving.models import Models
 from dropgen.serving.telemetry import SHARED
 from dropgen.serving.tokens import VARIABLE, Tokens, server_tokens, token_path
@@ -160,7 +160,7 @@ def command(arguments: argparse.Namespace) -> None:
         arguments.timeout, 3600 * arguments.keep_hours, tuple(path.resolve() for path in arguments.allow),
     )  # fmt: skip
     url = f"http://{host}:{port}"
-    _on_signals(_interrupt)  # terminated while Ray starts, what has started is still ended
+    on_signals(interrupt)  # terminated while Ray starts, what has started is still ended
     with connect(arguments.address, arguments.replicas), _serving(plan, host, port):
         ready = {
             "ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas,
@@ -180,7 +180,7 @@ def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
         raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
     threads, gpus = _share(plan.most)
     _fresh(plan.root / "service")
-    _on_signals(_interrupt)  # again: Ray has put its own in place
+    on_signals(interrupt)  # again: Ray has put its own in place
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         # Serve itself would answer 500 without a sentence: its limit lies behind ours.
@@ -188,10 +188,10 @@ def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
         serve.run(application(plan, threads, gpus), name=APPLICATION, logging_config=QUIET)
         yield
-        _on_signals(signal.SIG_IGN)
+        on_signals(signal.SIG_IGN)
         _drain()
     finally:
-        _on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
+        on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
         with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
             serve.shutdown()
 
@@ -249,15 +249,6 @@ def _free_port(host: str, port: int) -> int:
         raise ResourceError(
             f"cannot listen on {host}:{port} ({cause}); choose another --port, or 0 for a free one"
         ) from None
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _on_signals(action: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, action)
 
 
 if __name__ == "__main__":

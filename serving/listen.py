@@ -14,19 +14,18 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import ipaddress
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from dropgen import console
 from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, TooLargeError, VolumeError
 from dropgen.serving.batch import open_work, segment_cases
 from dropgen.serving.cases import find_cases
 from dropgen.serving.dicom_net import Peer, receiving, require_title, send
+from dropgen.serving.interrupts import interrupt, on_signals
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.line import Asked
 from dropgen.serving.models import Model
@@ -124,7 +123,7 @@ def command(arguments: argparse.Namespace) -> None:
     listener = Listener(
         Spool(place), place / "results", segment, None if peer is None else deliver, Journal(place / "series.jsonl")
     )
-    _on_signals(_interrupt)
+    on_signals(interrupt)
     with (
         contextlib.suppress(KeyboardInterrupt),
         receiving(listener.spool, title, host, arguments.port, allowed) as port,
@@ -163,15 +162,6 @@ def _require_private(host: str, allowed: list[str]) -> str:
             "or use 127.0.0.1"
         )
     return address
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _on_signals(action: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, action)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from dropgen.platform.training.bench import choice_record, leaves_source_open, r
 from dropgen.platform.training.choice import Choice
 from dropgen.tuning.disk import kept_bytes
 from dropgen.tuning.evaluations import require_adaptable
-from dropgen.tuning.run import worth_storing
+from dropgen.tuning.filling import worth_storing
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.workload import (
     AdaptationWork,

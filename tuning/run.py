@@ -11,21 +11,12 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
-
-import ray
 
 from dropgen.config import Experiment, Trial, load_experiment, to_json
 from dropgen.console import say
 from dropgen.errors import DropGenError
 from dropgen.features.cluster import connect
-from dropgen.features.demand import demand_of
-from dropgen.features.extractors import Extractor
-from dropgen.features.extractors import build as build_extractor
-from dropgen.features.index import StudyIndex
-from dropgen.features.precompute import missing_work, precompute
-from dropgen.features.store import FeatureStore
 from dropgen.features.studies.check import require_sound
 from dropgen.features.studies.study import Study, load_study
 from dropgen.manifest import Manifest, code_version, digest, write_json
@@ -38,11 +29,9 @@ from dropgen.platform.evaluation.results import group_rows, rules_note
 from dropgen.platform.evaluation.significance import significance
 from dropgen.platform.evaluation.touches import read_touches, touches_said
 from dropgen.platform.external import EXTERNALS, require_available, split
-from dropgen.platform.methods import build as build_method
 from dropgen.platform.tracking import register
 from dropgen.platform.train import Workbench
-from dropgen.platform.training.bench import choice_record, leaves_source_open, require_trainable, ruled_studies
-from dropgen.platform.training.choice import Choice
+from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.analyses import analyse_all
 from dropgen.tuning.budget import budget, budget_note
 from dropgen.tuning.choice import champion, keys_to_test
@@ -50,6 +39,7 @@ from dropgen.tuning.columns import columns, columns_note
 from dropgen.tuning.early_stops import early_stops
 from dropgen.tuning.evaluations import adapt_all, evaluate_all, require_adaptable
 from dropgen.tuning.external import run_externals
+from dropgen.tuning.filling import fill_store
 from dropgen.tuning.search import open_bench, refuse_measure, search
 from dropgen.tuning.space import Plan, plan
 from dropgen.tuning.stages import Stages
@@ -67,7 +57,6 @@ from dropgen.tuning.summary import (
 )
 from dropgen.tuning.table import terminal, write_results
 
-PRECOMPUTE_WORKERS = 2
 PLACES = {
     "store": "Zarr store",
     "tracking_uri": "MLflow store",
@@ -122,7 +111,7 @@ def run(
         require_trainable(experiment.model_copy(update={"methods": planned.methods}), study)
         require_adaptable(experiment, planned.fixed)
         stages.do("check", _files_key(experiment.study, study), lambda: _check(study))
-        stored = _precompute(stages, experiment, planned, study, root, join_ray)
+        stored = fill_store(stages, experiment, planned, study, root, join_ray)
         bench = open_bench(experiment, root, planned)
         if bench.choice is not None:
             bench.choice.note(manifest)
@@ -238,58 +227,6 @@ def _mark(file: Path) -> tuple[int, int]:
 def _check(study: Study) -> tuple[list[Path], Any]:
     require_sound(study)
     return [], {"cases": len(study.cases)}
-
-
-def _precompute(
-    stages: Stages, experiment: Experiment, planned: Plan, study: Study, root: Path, join_ray: Callable[[], None]
-) -> dict[str, Any]:
-    features = experiment.features
-    methods = map(build_method, planned.methods)
-    needed = features.source != "online" and any(map(leaves_source_open, methods))
-    extractor = build_extractor(features.extractor) if needed else None
-    store = FeatureStore.of(features, root)
-    if extractor is not None and features.source == "auto":
-        needed = worth_storing(experiment, study, extractor, root, store)
-        extractor = extractor if needed else None
-    index = StudyIndex.of(study, extractor, features.dtype, store)
-    shown = experiment.model_copy(update={"methods": planned.methods})
-    every = {"precompute": (study, index)}
-    for rule, ruled in ruled_studies(shown, study, extractor, store).items():
-        every[f"precompute {rule}"] = ruled
-    total = {"entries": 0, "extracted": 0}
-    for name, (prepared, entries) in every.items():
-        missing = entries.missing(store)
-        work = partial(_stored, experiment, prepared, entries, root, join_ray, bool(missing))
-        result = stages.do(name, entries.digest, work, due=bool(missing))
-        total = {key: value + result.get(key, 0) for key, value in total.items()}
-    return total
-
-
-def _stored(
-    experiment: Experiment, study: Study, index: StudyIndex, root: Path, join_ray: Callable[[], None], missing: bool
-) -> tuple[list[Path], Any]:
-    """Puts what a study lacks into the store; what has to be told of it."""
-    effort, extracted = dict[str, Any](), 0
-    if missing:
-        join_ray()
-        workers = min(PRECOMPUTE_WORKERS, int(ray.cluster_resources()["CPU"]))
-        document = precompute(experiment, study, root, workers, features=index.extractor is not None)
-        effort = {name: document[name] for name in ("in_flight", "extractor_busy", "workers")}
-        extracted = document["computed"]["features"]
-    held = len({keys.features for keys in index.keys.values() if keys.features is not None})
-    return [], {"cases": len(index.keys), "entries": held, "extracted": extracted} | effort
-
-
-def worth_storing(experiment: Experiment, study: Study, extractor: Extractor, root: Path, store: FeatureStore) -> bool:
-    """Whether an experiment that leaves the source open gets stored features, so that they can be timed at all.
-
-    It does where the disk can hold them and earlier trials were not begun without.
-    """
-    dtype = experiment.features.dtype
-    if (choice := Choice.read(choice_record(experiment, root, study, extractor, store))) is not None:
-        return choice.source == "stored"
-    works, free = missing_work(study, StudyIndex.of(study, extractor, dtype, store), store), store.place.free()
-    return free is None or demand_of(works, study, extractor, dtype).disk <= free
 
 
 def _search_key(bench: Workbench, planned: Plan) -> str:
