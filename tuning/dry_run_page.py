@@ -75,6 +75,8 @@ def page(found: DryRun, timing: Timing | None) -> str:
     lines += [f"{row['method']}: {row['reason']}" for row in found.unavailable]
     lines += [f"{work.name}: {_count(work.trials - work.done, 'trial')} of another program, at a cost unknown here"
               for work in found.externals]  # fmt: skip
+    for work in found.externals:
+        lines += [f"  {command}" for command in work.commands]
     if found.adaptations:
         lines.append("test-time methods: a prediction of theirs takes longer than a plain one, at a cost unknown here")
     return "\n".join([*lines, *found.notes, "nothing was written"])

@@ -63,12 +63,13 @@ class AdaptationWork:
 
 @dataclass(frozen=True)
 class ExternalWork:
-    """Trials of another program; `done` of them are on record."""
+    """Trials of another program; `done` of them are on record, `commands` are the lines of the first that is not."""
 
     name: str
     trials: int
     done: int
     unavailable: str | None
+    commands: tuple[str, ...]
 
 
 def fixed_work(bench: Workbench, planned: Plan) -> list[MethodWork]:
@@ -159,6 +160,7 @@ def external_work(bench: Workbench, trials: Sequence[Trial]) -> tuple[ExternalWo
     found = []
     for name in dict.fromkeys(trial.method.name for trial in trials):
         own = [trial for trial in trials if trial.method.name == name]
-        done = sum(EXTERNALS[name].known_result(bench, trial) is not None for trial in own)
-        found.append(ExternalWork(name, len(own), done, EXTERNALS[name].available()))
+        left = [trial for trial in own if EXTERNALS[name].known_result(bench, trial) is None]
+        commands = tuple(step.shell for step in EXTERNALS[name].steps(bench, left[0])) if left else ()
+        found.append(ExternalWork(name, len(own), len(own) - len(left), EXTERNALS[name].available(), commands))
     return tuple(found)

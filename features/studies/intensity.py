@@ -8,7 +8,8 @@ import numpy as np
 
 from dropgen.errors import ConfigError, closest
 
-RULES = ("minmax", "percentile", "zscore", "hu")
+ZSCORE = "zscore"  # the one rule whose channel is not unit scale
+RULES = ("minmax", "percentile", ZSCORE, "hu")
 PERCENTILES = (0.5, 99.5)
 HU_WINDOW = (-1024.0, 1024.0)
 
@@ -57,7 +58,7 @@ def scale_intensity(array: np.ndarray, rule: str) -> Scaling:
     if _half_range(low, high) == 0:  # 1e-45, the smallest float32, has no half
         return Scaling(np.zeros(array.shape, np.float32))
     unit = _stretch(array, low, high)
-    if rule != "zscore":
+    if rule != ZSCORE:
         return Scaling(unit)
     return Scaling(unit, float(unit.mean(dtype=np.float64)), float(unit.std(dtype=np.float64)))
 

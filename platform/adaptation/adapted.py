@@ -94,7 +94,10 @@ def require_models(adaptation: Adaptation, model: Segmenter, stable: Segmenter |
             f"{name} takes voxels for one class alone and '{model.spec.study}' has regions that overlap; leave it out"
         )
     if not adaptation.suits(model.method):
-        raise ConfigError(f"{name} is not meant for a model of method '{model.spec.method.label}'; give it one of erm")
+        fit = " or ".join(component.label for component in adaptation.adapts)
+        raise ConfigError(
+            f"{name} is not meant for a model of method '{model.spec.method.label}'; give it one of {fit}"
+        )
     if (stable is not None) != adaptation.needs_stable:
         wants = "needs a second, stable model of method rep_only" if stable is None else "takes one model alone"
         raise ConfigError(f"{name} {wants}; {'add' if stable is None else 'leave out'} the stable one")

@@ -38,15 +38,18 @@ def soft_confusion(pseudo_k: Tensor) -> tuple[Tensor, Tensor]:
 def unmixing(confusion: Tensor, mass: Tensor) -> Tensor:
     """The matrix that undoes a confusion: E^-1, as far as E can be trusted.
 
-    It is the pseudo-inverse over the classes that hold more than one voxel, without the singular values below
-    1 / 10^4 of the largest; for a well-conditioned E over all classes that is E^-1. The other classes keep their
-    probability. Where fewer than two directions are left the pseudo-labels tell no class from another and nothing is
-    changed; with two classes that is e0 + e1 - 1 <= 0, e_k = E[k, k].
+    Where every class holds something and the condition number is at most 10^4 that is E^-1. Else it is the
+    pseudo-inverse over the classes that hold more than one voxel, without the singular values below 1 / 10^4 of the
+    largest, and the other classes keep their probability. Where fewer than two directions are left the pseudo-labels
+    tell no class from another and nothing is changed; with two classes that is e0 + e1 - 1 <= 0, e_k = E[k, k].
 
     Args:
         confusion: E `[K, K]`.
         mass: Voxels of every class `[K]`.
     """
+    if mass.min() > 0 and torch.linalg.cond(confusion) <= MAX_CONDITION:
+        whole: Tensor = torch.linalg.inv(confusion)
+        return whole
     inverse = torch.eye(len(confusion), dtype=confusion.dtype)
     held = torch.nonzero(mass > 1).flatten()
     part = confusion[held][:, held]

@@ -12,6 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from dropgen.config import Component
+from dropgen.errors import ConfigError
 from dropgen.platform.adaptation.adaptation import Adaptation, Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters
 from dropgen.platform.adaptation.boosting import boost
@@ -116,5 +117,9 @@ class Sfb(Adaptation):
 
     def _trained(self, adapted: Segmenter) -> list[torch.nn.Parameter]:
         if self.parameters == "bn":
-            return affine_parameters(adapted.network)
+            if parameters := affine_parameters(adapted.network):
+                return parameters
+            raise ConfigError(
+                f"sfb: parameters = 'bn', and segmenter '{adapted.spec.name}' has no BatchNorm layer; set it to all"
+            )
         return [parameter for parameter in adapted.network.parameters() if parameter.requires_grad]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dropgen.features.studies.intensity import ZSCORE
 from dropgen.features.studies.prepare import Grid
 from dropgen.platform.evaluation.inference import WINDOWS_AT_ONCE, slab_axis
 from dropgen.platform.segmenter import Segmenter
@@ -71,7 +72,7 @@ def plan_memory(segmenter: Segmenter, grid: Grid, maps: int = 0) -> MemoryPlan:
     blending = FLOAT * (classes + 1) * held + (INDEX + LABEL) * held
     stages = {
         "reading": READING_BYTES * native,
-        "preparing": FLOAT * (2 * native + (5 if "zscore" in rules else 3) * voxels),  # its spread is one of float64
+        "preparing": FLOAT * (2 * native + (5 if ZSCORE in rules else 3) * voxels),  # its spread is one of float64
         "features": image + extraction if whole else 0,
         "windows": image + features + results + int(scores) + blending + WINDOWS_AT_ONCE * segmenter.window_bytes,
     }

@@ -9,6 +9,7 @@ from dropgen.config import LEAVE_ONE_OUT, Component, Experiment, Trial
 from dropgen.console import warn
 from dropgen.errors import ConfigError
 from dropgen.platform.external import nnunet
+from dropgen.platform.external.step import Step
 from dropgen.platform.training.bench import Workbench, trials_of
 
 
@@ -26,6 +27,9 @@ class External(Protocol):
 
     def key(self, bench: Workbench, trial: Trial) -> str:
         """Digest of everything that a trial's result depends on."""
+
+    def steps(self, bench: Workbench, trial: Trial) -> tuple[Step, ...]:
+        """The commands that `run` calls, in order, none of them run."""
 
     def known_result(self, bench: Workbench, trial: Trial) -> dict[str, Any] | None:
         """What `run` would return at once, or None where there is work to do."""

@@ -45,7 +45,7 @@ from dropgen.platform.external.commands import (
 )
 from dropgen.platform.external.epochs import read_epochs
 from dropgen.platform.external.raw import DATASET, ENDING, channel_name, place_images, write_dataset, write_split
-from dropgen.platform.external.step import run_step
+from dropgen.platform.external.step import Step, run_step
 from dropgen.platform.training.bench import Workbench
 from dropgen.platform.training.loop import History
 from dropgen.platform.training.trial import choose_device
@@ -103,9 +103,7 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
         raise ConfigError(f"method {method.name} cannot run: {reason}")
     if (finished := known_result(bench, trial)) is not None:
         return finished
-    training = bench.experiment.training
-    data = _home(bench) / f"{method.name}-{_data_key(bench)}"
-    site = Site(data, _home(bench) / key(bench, trial), choose_device(training.device), training.threads)
+    site = _site(bench, trial)
     rule = bench.experiment.selection.rule
     val, test, inputs = validation_cases(bench.study, rule), held_out_cases(bench.study, rule), _inputs(bench)
     write_json(site.trial / "trial.json", {"trial": to_json(trial), "experiment": to_json(bench.experiment)})
@@ -123,6 +121,12 @@ def run(bench: Workbench, trial: Trial, report: Report = lambda doing, step: Non
     return result
 
 
+def steps(bench: Workbench, trial: Trial) -> tuple[Step, ...]:
+    """What `run` calls, in order."""
+    site, method = _site(bench, trial), build(trial.method)
+    return (*preparation_steps(site), training_step(site, method), _prediction(site, method, _inputs(bench)))
+
+
 def known_result(bench: Workbench, trial: Trial) -> dict[str, Any] | None:
     """The result of a trial that was trained and tested on the same data with the same code, or None."""
     finished = read_json(_home(bench) / key(bench, trial) / "result.json")
@@ -131,6 +135,12 @@ def known_result(bench: Workbench, trial: Trial) -> dict[str, Any] | None:
 
 def _home(bench: Workbench) -> Path:
     return bench.root / bench.experiment.name / "external"
+
+
+def _site(bench: Workbench, trial: Trial) -> Site:
+    training, home = bench.experiment.training, _home(bench)
+    data = home / f"{NnUNet.name}-{_data_key(bench)}"
+    return Site(data, home / key(bench, trial), choose_device(training.device), training.threads)
 
 
 def _inputs(bench: Workbench) -> str:
@@ -180,14 +190,23 @@ def _train(site: Site, method: NnUNet, report: Report) -> float:
 def _predict(site: Site, method: NnUNet, cases: Sequence[Case], inputs: str, report: Report) -> Path:
     """Predicts all cases in one go; returns the folder of masks."""
     report("predict", method.steps)
-    folder = site.trial / "predictions" / inputs
-    images, masks = folder / "images", folder / "masks"
-    place_images(images, cases)
-    run_step(prediction_step(site, method, images, masks, "predict"), folder)
+    folder = _predictions(site, inputs)
+    place_images(folder / "images", cases)
+    run_step(_prediction(site, method, inputs), folder)
+    masks = folder / "masks"
     for case in cases:
         if not (masks / f"{case.id}{ENDING}").exists():
             raise ExternalError(f"nnU-Net wrote no mask of case {case.id}; its output is in {folder / 'predict.log'}")
     return masks
+
+
+def _predictions(site: Site, inputs: str) -> Path:
+    return site.trial / "predictions" / inputs
+
+
+def _prediction(site: Site, method: NnUNet, inputs: str) -> Step:
+    folder = _predictions(site, inputs)
+    return prediction_step(site, method, folder / "images", folder / "masks", "predict")
 
 
 def _evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -29,6 +30,11 @@ class Step:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
+
+    @property
+    def shell(self) -> str:
+        """The line that does the same in a shell."""
+        return shlex.join([*(f"{name}={value}" for name, value in self.environment.items()), *self.command])
 
 
 def run_step(step: Step, logs: Path, watch: Callable[[Path], None] = lambda log: None) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dropgen.errors import ConfigError
 from dropgen.features.unet import UNet
 from dropgen.platform.methods.batch import Batch
+from dropgen.platform.methods.checks import require_unet
 from dropgen.platform.methods.joint import Joint
 from dropgen.platform.methods.method import Criterion, MakePredictor
 
@@ -65,9 +66,7 @@ class DropGenAnyP(Joint):
 
     def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
         """The UNet, conditioned on p."""
-        unet = predictor(self.in_channels(feature_channels))
-        assert isinstance(unet, UNet)
-        return Conditioned(unet, self.p)
+        return Conditioned(require_unet(self.name, predictor(self.in_channels(feature_channels))), self.p)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u', given each sample's own p."""

@@ -27,7 +27,7 @@ HEADINGS = {
     "method": "methods",
     "ablation": "ablations",
     "composition": "compositions",
-    "adaptation": "test-time methods (dropgen evaluate --adapt)",
+    "adaptation": "test-time methods (dropgen evaluate --adapt, dropgen segment --adapt)",
     "extractor": "extractors (features.extractor)",
     "external": "external baselines",
 }

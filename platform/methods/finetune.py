@@ -70,7 +70,7 @@ class FinetuneScratch(Method):
 class FinetuneExtractor(FinetuneScratch):
     """All of anatomix is trained further, from its public weights, with one learning rate.
 
-    anatomix was trained on intensities in [0, 1]: choose an intensity rule of the study that gives them.
+    anatomix was trained on intensities in [0, 1]; a study whose rule gives others is refused.
 
     Attributes:
         weights: Path of anatomix.pth; without it the file is looked for in the folder that DROPGEN_WEIGHTS names.
@@ -81,6 +81,7 @@ class FinetuneExtractor(FinetuneScratch):
     sha256: str | None = None
 
     name: ClassVar[str] = "finetune_extractor"
+    unit_scale: ClassVar[bool] = True
     source: ClassVar[str] = "the DropGen paper's ablation; anatomix's own recipe (Dey et al., ICLR 2025)"
 
     def __post_init__(self) -> None:

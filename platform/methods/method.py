@@ -39,6 +39,7 @@ class Method:
         needs_online: Whether stored features would belong to another image than the one its `augment` makes.
         best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         one_class: Whether it takes every voxel of a crop to have one known class: no regions, nothing to ignore.
+        unit_scale: Whether it starts from weights that were trained on intensities in [0, 1].
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
         passes: Passes over a volume's windows whose results a prediction holds at once.
         search_space: For each hyperparameter the values that a search tries.
@@ -54,6 +55,7 @@ class Method:
     needs_online: ClassVar[bool] = False
     best_seed: ClassVar[bool] = False
     one_class: ClassVar[bool] = False
+    unit_scale: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
     passes: ClassVar[int] = 1
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

@@ -26,7 +26,9 @@ NOTES = {
     "and so for every part below. Predictors are the `network.name` that a method works with; "
     "`–` brings its own network or reads none.",
     "ablation": "DropGen with one part exchanged, and the extractor trained instead of read.",
-    "composition": "DropGen on crops that another method changes first; each part keeps its own options.",
+    "composition": "DropGen on crops that another method changes first; each part keeps its own options. The other may "
+    "change image and labels of a crop and nothing else: what reaches into layers, has a loss of its own or reads "
+    "features does not go under DropGen. Where it moves anatomy (MixUp, CutOut), features have to be computed online.",
     "adaptation": "They change a trained model's prediction on each test volume: `dropgen evaluate --adapt NAME`, "
     "`dropgen segment --adapt NAME`, or `adaptations` of an experiment. They are tuned on the validation cases.",
     "extractor": "Any of them under any method that reads features, by `features.extractor`.",

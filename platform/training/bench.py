@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,7 @@ from dropgen.features.extractors import Extractor
 from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
+from dropgen.features.studies.intensity import ZSCORE
 from dropgen.features.studies.prepare import Prepared
 from dropgen.features.studies.study import Case, Study, load_study, under_rule, validation_cases
 from dropgen.manifest import code_version, digest, read_json
@@ -61,8 +62,9 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
         StudyError: The study has no case to validate on.
         WeightsError: Pretrained weights that a method starts from are missing.
     """
-    methods = [build_method(trial.method) for trial in trials_of(experiment)]
-    for method in methods:
+    trials = trials_of(experiment)
+    methods = [build_method(trial.method) for trial in trials]
+    for trial, method in zip(trials, methods, strict=True):
         if method.needs_features and method.needs_online and experiment.features.source == "stored":
             raise ConfigError(
                 f"method {method.name} trains on crops of changed anatomy, to which stored features do not belong: "
@@ -72,6 +74,11 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             raise ConfigError(
                 f"method {method.name} takes every voxel to have one known class, and study {study.name} has regions "
                 "that overlap or voxels to ignore: choose another method"
+            )
+        if method.unit_scale and ZSCORE in _rules(trial.intensity or study.intensity):
+            raise ConfigError(
+                f"method {method.name} starts from weights that know intensities in [0, 1], and {ZSCORE} gives others: "
+                "give the method an intensity rule of its own, intensity: minmax, or take it out"
             )
         _require_network_fits(experiment.network, method, study.crop)
         method.pretrained()
@@ -85,6 +92,10 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             "choose a multiple"
         )
     return methods
+
+
+def _rules(intensity: str | Mapping[str, str]) -> Collection[str]:
+    return (intensity,) if isinstance(intensity, str) else intensity.values()
 
 
 def _require_leavable(experiment: Experiment) -> None:

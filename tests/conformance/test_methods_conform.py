@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from dropgen.config import Component, Network
+from dropgen.errors import ConfigError
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.methods import METHODS, Method, build
 from dropgen.platform.methods.batch import Batch
@@ -25,9 +27,31 @@ from tests_support.segmenters import make_segmenter
 CHANNELS, CLASSES = 4, 3
 
 
-@pytest.fixture(params=sorted(METHODS))
-def method(request: pytest.FixtureRequest) -> Method:
-    return build(Component.of(request.param))
+def certain(name: str) -> Component | None:
+    """The method with every probability of its own at 1, None where it has none that may be 1."""
+    ones = {}
+    for key in METHODS[name].options():
+        if key.rpartition(".")[2] == "p":
+            with suppress(ConfigError):
+                build(Component.of(name, **{key: 1.0}))
+                ones[key] = 1.0
+    return Component.of(name, **ones) if ones else None
+
+
+DEFAULTS = tuple(Component.of(name) for name in sorted(METHODS))
+# What acts on a share of the samples may leave every one of a small batch alone.
+CERTAIN = tuple(component for name in sorted(METHODS) if (component := certain(name)) is not None)
+
+
+@pytest.fixture(params=(*DEFAULTS, *CERTAIN), ids=lambda component: component.label)
+def component(request: pytest.FixtureRequest) -> Component:
+    found: Component = request.param
+    return found
+
+
+@pytest.fixture
+def method(component: Component) -> Method:
+    return build(component)
 
 
 @pytest.fixture
@@ -120,6 +144,13 @@ def test_a_constant_image_gives_finite_logits_and_a_step_that_leaves_every_weigh
         assert torch.isfinite(network.eval()(method.inputs(image, features))).all()
 
 
+@pytest.mark.parametrize("certainly", CERTAIN, ids=lambda component: component.label)
+def test_what_acts_on_every_sample_changes_the_step(certainly: Component) -> None:
+    never = Component.of(certainly.name, **dict.fromkeys(certainly.options, 0.0))
+    (one, _), (other, _) = (loss_and_gradients(method, batch_for(method)) for method in map(build, (certainly, never)))
+    assert one != other
+
+
 def test_the_same_seed_gives_the_same_loss_and_gradients(method: Method) -> None:
     one, two = (loss_and_gradients(method, batch_for(method)) for _ in range(2))
     assert torch.equal(one[0], two[0])
@@ -159,8 +190,10 @@ def test_how_strongly_training_was_changed_is_not_seen_in_eval_mode(method: Meth
     strengths = {
         name: values
         for name, values in method.search_space.items()
-        if name not in method.after_training and all(isinstance(value, float) for value in values)
+        if name not in method.after_training and all(isinstance(value, int | float) for value in values)
     }
+    if not strengths:
+        pytest.skip("it has no strength that a search tries")
     for name, values in strengths.items():
         variants = [build(Component.of(method.name, **{name: value})) for value in values]
         seen = [whole_input(variant, samples=3) for variant in variants]
@@ -177,8 +210,8 @@ def test_a_checkpoint_gives_the_same_network(method: Method) -> None:
     assert torch.equal(network.eval()(x_bcxyz), other.eval()(x_bcxyz))
 
 
-def test_a_bundle_predicts_what_was_saved_at_an_odd_size(method: Method, tmp_path: Path) -> None:
-    segmenter = make_segmenter(Component.of(method.name), crop=size_for(method, (16, 16, 16)))
+def test_a_bundle_predicts_what_was_saved_at_an_odd_size(component: Component, method: Method, tmp_path: Path) -> None:
+    segmenter = make_segmenter(component, crop=size_for(method, (16, 16, 16)))
     segmenter.save(tmp_path / "bundle")
     array = gaussian_filter(np.random.default_rng(0).normal(size=(17, 21, 19)), 2).astype(np.float32)
     volume = Volume(array, np.eye(4))

@@ -11,14 +11,15 @@ import pytest
 
 from dropgen.config import Component, Trial
 from dropgen.errors import ConfigError
-from dropgen.features.studies.study import under_rule
+from dropgen.features.studies.study import load_study, under_rule
 from dropgen.manifest import read_json
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.evaluation.results import chosen_of_each, group_rows, rules_note
 from dropgen.platform.methods import build
 from dropgen.platform.train import Workbench, train_trial, trials_of
+from dropgen.platform.training.bench import require_trainable
 from dropgen.tuning.summary import headline
-from tests_support.tiny import tiny_bench
+from tests_support.tiny import tiny_bench, tiny_experiment
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,21 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 def trial(bench: Workbench, rule: str | None) -> Trial:
     (found,) = [one for one in trials_of(bench.experiment) if one.intensity == rule]
     return found
+
+
+def test_weights_that_know_unit_scale_are_refused_other_intensities_before_they_are_looked_for(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path)
+    study = dataclasses.replace(load_study(experiment.study, tmp_path), crop=(32, 32, 32))
+    given = (Component.of("finetune_decoder", intensity="zscore"), Component.of("finetune_decoder"))
+    studies = (study, dataclasses.replace(study, intensity={"ct": "hu", "mr": "zscore"}))
+    for method, scaled in zip(given, studies, strict=True):
+        one = experiment.model_copy(update={"methods": (method,)})
+        with pytest.raises(
+            ConfigError, match=r"finetune_decoder starts from weights that know intensities in \[0, 1\]"
+        ):
+            require_trainable(one, scaled)
+    scratch = experiment.model_copy(update={"methods": (Component.of("finetune_scratch", intensity="zscore"),)})
+    require_trainable(scratch, study)
 
 
 def test_a_method_is_the_same_under_every_rule() -> None:

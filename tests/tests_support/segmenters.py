@@ -32,7 +32,7 @@ def make_segmenter(method: Component, seed: int = 0, **changes: object) -> Segme
     ).model_copy(update=changes)
     torch.manual_seed(seed)
     channels = extractor.channels if extractor else 0
-    network = build_network(NETWORK, rule, channels, len(spec.classes))
+    network = build_network(spec.network, rule, channels, len(spec.classes))
     head = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d)][-1]
     with torch.no_grad():
         # Batch statistics that fit the input and a head without a favourite class: else one class wins everywhere.

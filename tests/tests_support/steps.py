@@ -53,6 +53,11 @@ def convolution_gradients(network: nn.Module) -> list[Tensor]:
     return [convolution.weight.grad for convolution in convolutions if convolution.weight.grad is not None]
 
 
+def loss_of_step(method: Method) -> float:
+    """The loss of one step on the batch and from the weights that `assert_same_step` takes."""
+    return step(method, network_of(method), batch_of(method)).item()
+
+
 def assert_same_step(method: Method, reference: str, feature_channels: int = 0, **options: object) -> None:
     """Both give the same loss and the same gradients of all convolutions, bit for bit."""
     other = build(Component.of(reference, **options))

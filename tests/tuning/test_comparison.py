@@ -133,9 +133,10 @@ def test_a_comparison_is_one_table_with_every_method_and_every_reason(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = [{"name": "erm"}, {"name": "gin_ipa", "weight": 1e300}]  # the loss of the second is no number
+    sfb = {"name": "sfb", "steps": 1, "rounds": 1, "learning_rate": 1e-4}
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(to_json(tiny_experiment(root, methods=methods))))
-    names = "erm,rep_only,gin_ipa,finetune_scratch,tent,alpha"
+    path.write_text(yaml.safe_dump(to_json(tiny_experiment(root, methods=methods, adaptations=[sfb]))))
+    names = "erm,rep_only,gin_ipa,finetune_scratch,tent,sfb,alpha"
     words = ["search", str(path), "--methods", names, "--seeds", "[7]", "--defaults", "--root", str(root), "--json"]
     assert main(words) == 0
     captured = capsys.readouterr()
@@ -144,8 +145,10 @@ def test_a_comparison_is_one_table_with_every_method_and_every_reason(
 
     found = {(row["method"], row["p"], row["seed"]) for row in summary["table"]}
     trained = {("erm", None), ("rep_only", None), ("dropgen", 0.0)}
-    adapted = {("erm+tent", None), ("dropgen+tent", 0.0), ("erm+alpha", None)}
+    adapted = {("erm+tent", None), ("dropgen+tent", 0.0), ("erm+sfb", None), ("erm+alpha", None)}
     assert found == {(*line, 7) for line in trained | adapted}
+    stages = list(summary["computed_seconds"])
+    assert stages.index("search") < stages.index("evaluate") < stages.index("adapt")  # what they need is there
     for row in summary["table"]:
         tested = read_json(Path(row["evaluation"]) / "summary.json")
         assert (row["source_dice"], row["target_dice"]) == (tested["source_dice"], tested["target_dice"])

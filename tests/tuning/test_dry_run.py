@@ -137,6 +137,11 @@ def test_the_cost_of_another_program_is_said_to_be_unknown(root: Path, dry_run: 
     code, document, said = dry_run("run", experiment, root)
     assert (code, document["externals"][0]["done"], document["externals"][0]["unavailable"]) == (0, 0, None)
     assert "1 trial of another program, at a cost unknown here" in said
+    commands = document["externals"][0]["commands"]
+    names = ("extract_fingerprint", "plan_experiment", "preprocess", "train", "predict")
+    assert [next(name for name in names if f"nnUNetv2_{name} " in line) for line in commands] == list(names)
+    assert "-chk checkpoint_best.pth --disable_tta" in commands[-1]
+    assert all(line in said for line in commands)
 
 
 def test_what_cannot_take_part_in_a_comparison_is_a_line(root: Path, dry_run: DryRun) -> None:

@@ -91,11 +91,19 @@ def test_an_empty_class_keeps_its_probability() -> None:
     assert torch.allclose(inverse[:2, :2], two)
 
 
-def test_a_class_of_less_than_one_voxel_is_not_inverted() -> None:
+def test_a_rare_class_that_is_told_apart_takes_part_in_the_inverse() -> None:
     rare = torch.zeros(1, 400)
     rare[0, 0] = 0.9
-    pseudo = torch.cat((probabilities(2) * (1 - rare), rare))
-    inverse = unmixing(*soft_confusion(pseudo))
+    confusion, mass = soft_confusion(torch.cat((probabilities(2) * (1 - rare), rare)))
+    assert mass[2] < 1
+    assert torch.allclose(unmixing(confusion, mass), torch.linalg.inv(confusion))
+
+
+def test_a_class_of_less_than_one_voxel_is_left_out_where_the_inverse_would_blow_up() -> None:
+    rare = torch.full((1, 400), 1e-6)  # the same everywhere: its pseudo-labels tell nothing
+    confusion, mass = soft_confusion(torch.cat((probabilities(2) * (1 - rare), rare)))
+    assert torch.linalg.cond(confusion) > 1e4
+    inverse = unmixing(confusion, mass)
     assert inverse[2, 2] == 1
     assert inverse[2, :2].abs().sum() == inverse[:2, 2].abs().sum() == 0
 

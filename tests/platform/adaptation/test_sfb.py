@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
+from dropgen.config import Component, Network
+from dropgen.errors import ConfigError
 from dropgen.features.studies.prepare import Prepared
 from dropgen.platform.adaptation import Target
 from dropgen.platform.adaptation.batchnorm import affine_parameters
@@ -12,6 +14,7 @@ from dropgen.platform.adaptation.boosting import combine, correct, soft_confusio
 from dropgen.platform.adaptation.sfb import Sfb
 from dropgen.platform.adaptation.temperature import fit_temperature
 from dropgen.platform.segmenter import Segmenter
+from tests_support.segmenters import make_segmenter
 
 
 def rng() -> np.random.Generator:
@@ -95,3 +98,11 @@ def test_calibration_fits_the_stable_model_and_respects_a_given_temperature(
     expected = fit_temperature([rep_only.logits(prepared)], [torch.from_numpy(label)])
     assert Sfb().calibrated(cases).temperature == pytest.approx(expected, rel=1e-2)
     assert Sfb(temperature=2.5).calibrated(cases).temperature == 2.5
+
+
+def test_a_model_without_batch_norm_has_none_to_train(rep_only: Segmenter, prepared: Prepared) -> None:
+    other = make_segmenter(Component.of("erm"), network=Network(name="segresnet", base=8, downs=1))
+    with pytest.raises(
+        ConfigError, match=r"sfb: parameters = 'bn', and segmenter .* has no BatchNorm layer; set it to all"
+    ):
+        Sfb(steps=1, parameters="bn").scores(Target(other, rep_only, prepared), rng())

@@ -160,3 +160,8 @@ def test_an_option_outside_its_range_is_refused_with_its_value(options: dict[str
     ((name, value),) = options.items()
     with pytest.raises(ConfigError, match=f"{name} = {value!r}"):
         build(Component.of("dropgen_any_p", **options))
+
+
+def test_another_predictor_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dropgen_any_p reaches into the layers of the flat UNet.*Identity"):
+        DropGenAnyP().network(lambda width: nn.Identity(), CHANNELS, CLASSES)
