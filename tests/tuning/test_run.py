@@ -90,6 +90,7 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: Path) -> None:
     experiment = tiny_experiment(root, features={"source": "auto"}, training={"steps": 2, "validate_every": 1})
     first = run(experiment, root)
@@ -104,6 +105,7 @@ def test_an_open_source_of_features_is_chosen_once_and_is_in_the_manifest(root: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_a_method_under_two_intensity_rules_is_prepared_trained_and_told_under_both(root: Path) -> None:
     methods = [{"name": "erm", "intensity": ["minmax", "zscore"]}]
     experiment = tiny_experiment(root, methods=methods, training={"steps": 2, "validate_every": 2})
@@ -117,6 +119,7 @@ def test_a_method_under_two_intensity_rules_is_prepared_trained_and_told_under_b
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_features_are_extracted_once_whatever_the_number_of_trials(root: Path) -> None:
     entries = sorted((root / "store" / "features").iterdir())
     for entry in entries[:2]:
@@ -133,6 +136,7 @@ def test_features_are_extracted_once_whatever_the_number_of_trials(root: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_other_ways_to_choose_stand_beside_the_chosen_where_they_are_asked_for(root: Path) -> None:
     methods = [{"name": "erm"}, {"name": "dropgen", "p": [0, 0.5]}]
     selection = {"rule": "target_validation", "columns": True}
