@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -41,6 +40,7 @@ from dropgen.platform.train import Progress, Workbench, choose_trials, train_tri
 from dropgen.platform.training.checkpoint import load_checkpoint, save_checkpoint
 from dropgen.platform.training.trial import DIVERGED, segmenter_spec
 from tests_support.checkpoints import digest_of
+from tests_support.killable import Training, start_training
 from tests_support.tiny import fill_store, tiny_bench, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -251,47 +251,31 @@ def test_a_trials_key_covers_data_settings_and_seed_but_not_an_unused_extractor(
     assert half.key(dropgen) != bench.key(dropgen)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tests_support.checkpoints import digest_of
-from tests_support.tiny import tiny_bench
-from dropgen.platform.train import train_trial, trials_of
-bench = tiny_bench(Path({root!r}), name={name!r}, training={training!r})
-train_trial(bench, trials_of(bench.experiment)[0], lambda now: print(now.step, flush=True))
-"""
-
-
-def child(root: Path, name: str) -> subprocess.Popen[str]:
+def start(root: Path, name: str) -> Training:
     training = {"steps": 40, "validate_every": 20, "checkpoint_every": 1}
-    code = CHILD.format(tests=str(REPOSITORY / "tests"), root=str(root), name=name, training=training)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    return start_training(root, name=name, training=training)
 
 
 @pytest.mark.slow
 def test_forty_steps_equal_any_number_of_kills_in_between_byte_for_byte(tmp_path: Path) -> None:
-    undisturbed = child(tmp_path, "whole")
-    assert undisturbed.wait(timeout=200) == 0
+    undisturbed = start(tmp_path, "whole")
+    undisturbed.process.join(200)
+    assert undisturbed.process.exitcode == 0
     generator = random.Random(4)
     kills = 0
     for _ in range(30):
-        process = child(tmp_path, "killed")
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        if first and kills < 4:
+        training = start(tmp_path, "killed")
+        if training.step() is not None and kills < 4:
             # With a checkpoint every step, a random moment is as often inside the writing of one as not.
             for _ in range(generator.randrange(8)):
-                process.stdout.readline()
+                training.step()
             time.sleep(generator.random() * 0.03)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+            training.process.kill()
+            training.process.join()
+            kills += training.process.exitcode == -signal.SIGKILL
             continue
-        process.stdout.read()
-        assert process.wait(timeout=200) == 0
+        training.process.join(200)
+        assert training.process.exitcode == 0
         break
     assert kills >= 3
     whole, killed = (next((tmp_path / name / "trials").iterdir()) for name in ("whole", "killed"))
