@@ -32,18 +32,18 @@ import ray
 import torch
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
-from ray.serve.schema import LoggingConfig
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
 
 from dropgen import console, memory
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
 from dropgen.serving.api import Limits, create_api
-from dropgen.serving.client import Client
 from dropgen.serving.engine import work
 from dropgen.serving.interrupts import interrupt, on_signals
-from dropgen.serving.models import Models
+from dropgen.serving.models import Model, Models
+from dropgen.serving.start import QUIET, deploy, start_serve, until_ready, watch
 from dropgen.serving.telemetry import SHARED
 from dropgen.serving.tokens import VARIABLE, Tokens, server_tokens, token_path
 
@@ -51,7 +51,6 @@ APPLICATION = "dropgen"
 MODEL_SHARE = 0.25  # of a replica's memory, for models; the rest is for predictions
 BUSY_REQUESTS = 2  # per replica, more of which call for another
 DRAIN_POLL_SECONDS = 0.2
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def command(arguments: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: The host is open to others and no token is asked for, a token is none, or there is no replica.
-        ResourceError: The port is taken, or there are fewer processors than replicas, or
-            the cluster serves something already.
+        ResourceError: The port is taken, there are fewer processors than replicas, the cluster serves something
+            already, no replica could start, or Ray has gone away.
         RegistryError: The model or its alias is not registered.
     """
     if arguments.replicas < 1:
@@ -161,21 +160,19 @@ def command(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     url = f"http://{host}:{port}"
     on_signals(interrupt)  # terminated while Ray starts, what has started is still ended
-    with connect(arguments.address, arguments.replicas), _serving(plan, host, port):
-        ready = {
-            "ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas,
-        }  # fmt: skip
+    with connect(arguments.address, arguments.replicas), _serving(plan, host, port) as model:
+        ready = {"ready": True, "url": url, "model": asdict(model), "replicas": arguments.replicas}
         console.document(ready, indent=None)
         console.say(f"models:/{plan.default} is ready at {url}/v1/segment (Ctrl-C stops it)")
         if made is not None:
             console.say(f"token, shown once and kept in {token_path(arguments.root)}: {made}")
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            watch()
     console.say("stopped")
 
 
 @contextlib.contextmanager
-def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
+def _serving(plan: Deployment, host: str, port: int) -> Iterator[Model]:
     if others := serve.status().applications:
         raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
     threads, gpus = _share(plan.most)
@@ -184,15 +181,15 @@ def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         # Serve itself would answer 500 without a sentence: its limit lies behind ours.
-        options = HTTPOptions(host=host, port=port, request_timeout_s=2 * plan.answer_seconds + 3600)
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
-        serve.run(application(plan, threads, gpus), name=APPLICATION, logging_config=QUIET)
-        yield
+        start_serve(HTTPOptions(host=host, port=port, request_timeout_s=2 * plan.answer_seconds + 3600))
+        deploy(application(plan, threads, gpus), APPLICATION)
+        yield until_ready(APPLICATION, f"http://{host}:{port}", plan.least)
         on_signals(signal.SIG_IGN)
         _drain()
     finally:
         on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
-        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
+        # Ray reports the end of Serve's controller as a failed task; where Ray has gone away nothing is left to end.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RayError):
             serve.shutdown()
 
 
