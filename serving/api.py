@@ -238,7 +238,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
     @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
     async def cancel(request: Request, id: str) -> dict[str, Any]:
-        """Cancels a job; one that a replica is at ends when the replica looks up."""
+        """Cancels a job; one that a replica is at ends at its next window."""
         return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
 
     @api.exception_handler(DropGenError)

@@ -30,6 +30,7 @@ from dropgen.serving.cases import SUFFIXES, Cases, find_cases
 from dropgen.serving.client import Client
 from dropgen.serving.dicomweb import Archive, read_auth
 from dropgen.serving.fetched import SERIES_FOLDER, fetch_cases, store_masks
+from dropgen.serving.interrupts import interrupt, on_signals
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
 from dropgen.serving.line import PLAIN, Asked, Done, Line, Task
@@ -221,6 +222,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumeError: Some files failed; all others are done.
     """
+    if arguments.url is not None:
+        on_signals(interrupt)  # terminated as well, it cancels the jobs that it waits for
     target = arguments.output.expanduser().resolve()
     archive = None
     if isinstance(arguments.input, str):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from dropgen.features.studies.volume import Volume, mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
+from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.decode import decode
 from dropgen.serving.dicom_out import encode
-from dropgen.serving.jobs import RECORD, VOLUME, Jobs, mask_name
+from dropgen.serving.jobs import RECORD, VOLUME, CancelledError, Jobs, mask_name
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.quality import Findings, Segmented, find
@@ -85,7 +88,10 @@ class Engine:
         self._max_memory = max_memory
         self._turn = threading.Lock()
 
-    def segment(self, folder: Path, served: Served, order: Order, caps: Caps, wait: float = -1) -> Made:
+    def segment(
+        self, folder: Path, served: Served, order: Order, caps: Caps, wait: float = -1,
+        require_wanted: Callable[[], None] = lambda: None,
+    ) -> Made:  # fmt: skip
         """The mask of `folder/volume.nii`, or of the zip that lies there, made slab by slab, with what is told of it.
 
         Args:
@@ -94,6 +100,7 @@ class Engine:
             order: Who asked.
             caps: Of the volume.
             wait: Seconds to wait for a turn; -1 waits for ever.
+            require_wanted: Called before the volume is read and before every window; what it raises ends the work.
 
         Raises:
             SlowError: Others were still before it.
@@ -111,6 +118,7 @@ class Engine:
         if not self._turn.acquire(timeout=wait):
             raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
         try:
+            require_wanted()
             unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
             decoded = decode(path, folder / VOXELS, voxels, unfolded, folder / HEADERS if order.dicom else None)
             if order.dicom and not decoded.slices:
@@ -119,7 +127,8 @@ class Engine:
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
-            mask = Volume(segmenter.predict(volume, modality), volume.affine)
+            with _before_windows(segmenter, require_wanted):
+                mask = Volume(segmenter.predict(volume, modality), volume.affine)
             spec = segmenter.spec
             findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
             if order.dicom:
@@ -155,6 +164,15 @@ class Engine:
         return self._models.find(wanted)
 
 
+@contextlib.contextmanager
+def _before_windows(segmenter: Segmenter, call: Callable[[], None]) -> Iterator[None]:
+    hook = segmenter.network.register_forward_pre_hook(lambda *_: call())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
     """Takes one job to its end; False where there was none.
 
@@ -174,16 +192,16 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
             mask = folder / mask_name(record)
             again = mask.exists()
             if not again:
-                made = engine.segment(folder, served, order, caps)
-                if jobs.cancelled(folder):
-                    jobs.finish(folder, "cancelled")
-                    return True
+                made = engine.segment(folder, served, order, caps, require_wanted=lambda: jobs.require_wanted(folder))
+                jobs.require_wanted(folder)
                 jobs.note(folder, findings=asdict(made.findings), sop_instance_uid=made.uid)
                 write_bytes(mask, made.mask)
             if not (again and engine.audited(record["id"])):
                 uid = read_json(folder / RECORD).get("sop_instance_uid")
                 engine.record(mask.read_bytes(), served, order, uid)
             jobs.finish(folder, "done", output_sha256=hashlib.sha256(mask.read_bytes()).hexdigest())
+        except CancelledError:
+            jobs.finish(folder, "cancelled")
         except DropGenError as error:
             kind = "refused" if isinstance(error, (VolumeError, TooLargeError)) else "failed"
             jobs.finish(folder, "failed", error=str(error), kind=kind)
