@@ -27,6 +27,7 @@ from dropgen.serving.models import Models, Served
 from dropgen.serving.quality import Findings, Segmented, find
 from dropgen.serving.room import require_room
 from dropgen.serving.upload import Caps, SlowError, head
+from dropgen.serving.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,11 @@ class Engine:
         models: Where models come from.
         audit: Gets one line for each mask.
         max_memory: Bytes that one prediction may take; a volume that would need more is refused.
+        watchdog: Is told what the volume in hand is planned to take.
     """
 
-    def __init__(self, models: Models, audit: Journal, max_memory: int) -> None:
+    def __init__(self, models: Models, audit: Journal, max_memory: int, watchdog: Watchdog) -> None:
+        self.watchdog = watchdog
         self._models = models
         self._audit = audit
         self._max_memory = max_memory
@@ -127,14 +130,15 @@ class Engine:
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
-            with _before_windows(segmenter, require_wanted):
-                mask = Volume(segmenter.predict(volume, modality), volume.affine)
-            spec = segmenter.spec
-            findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
-            if order.dicom:
-                made = encode(mask.array, decoded.slices, served.model, "labelmap")
-                return Made(made.content, findings, made.uid)
-            return Made(mask_to_bytes(mask.array, mask.affine), findings)
+            with self.watchdog.predicting(plan.peak):
+                with _before_windows(segmenter, require_wanted):
+                    mask = Volume(segmenter.predict(volume, modality), volume.affine)
+                spec = segmenter.spec
+                findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
+                if order.dicom:
+                    made = encode(mask.array, decoded.slices, served.model, "labelmap")
+                    return Made(made.content, findings, made.uid)
+                return Made(mask_to_bytes(mask.array, mask.affine), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:
@@ -211,14 +215,16 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
 
 
 def work(engine: Engine, jobs: Jobs, caps: Caps, stop: threading.Event) -> None:
-    """Works on jobs until told to stop."""
+    """Works on jobs until told to stop, or to begin nothing new."""
     swept = 0.0
-    while not stop.is_set():
+    while not (stop.is_set() or engine.watchdog.worn):
         try:
             if time.monotonic() - swept > SWEEP_SECONDS:
                 jobs.expire(time.time())
                 swept = time.monotonic()
-            if work_once(engine, jobs, caps):
+            with engine.watchdog.job():
+                worked = work_once(engine, jobs, caps)
+            if worked:
                 continue
         except OSError as error:  # a full disk may have room again
             warn(f"jobs cannot be worked on: {error.strerror}")
