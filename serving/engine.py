@@ -19,7 +19,7 @@ from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving.decode import decode
+from dropgen.serving.decode import Wanted, decode
 from dropgen.serving.dicom_out import encode
 from dropgen.serving.jobs import RECORD, VOLUME, CancelledError, Jobs, mask_name
 from dropgen.serving.journal import Journal
@@ -123,7 +123,8 @@ class Engine:
         try:
             require_wanted()
             unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
-            decoded = decode(path, folder / VOXELS, voxels, unfolded, folder / HEADERS if order.dicom else None)
+            headers = folder / HEADERS if order.dicom else None
+            decoded = decode(Wanted(path, folder / VOXELS, voxels, unfolded, headers))
             if order.dicom and not decoded.slices:
                 raise VolumeError("a DICOM-SEG needs the slices of a DICOM series; send a zip of them, or accept NIfTI")
             volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)
