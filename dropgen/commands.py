@@ -374,6 +374,7 @@ VERBS: dict[str, Verb] = {
             option("--channels", type=int, help="store: feature channels (default 16)"),
             option("--crops", help="voxels per edge of the crops (default 64,128; step and predict take one, 64)"),
             option("--part", choices=("memory", "features"), help="predict: one of its two parts (default: both)"),
+            option("--classes", type=int, help="predict: background included (default: memory 16, features 2)"),
             option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
             option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
             option("--repeats", type=int, help="rounds, at least 5 (default 5; predict: at least 1, default 1)"),
