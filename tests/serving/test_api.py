@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from html import unescape
 from pathlib import Path
 
@@ -264,6 +264,33 @@ def test_a_mask_that_takes_too_long_is_a_504_with_a_sentence(
     answer = call(build(registry, answer_seconds=0.01), "POST", "/v1/segment", content=nifti(oblique_volume(8).array))
     assert answer.status_code == 504
     assert "/v1/jobs" in answer.json()["error"]
+
+
+def test_a_body_that_trickles_is_a_408_with_a_sentence_that_leaves_nothing(registry: Path) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield nifti(GOOD)[:100]
+        await asyncio.sleep(60)
+
+    answer = call(build(registry, caps=Caps(seconds=0.05)), "POST", "/v1/segment", content=trickle())
+    assert answer.status_code == 408
+    assert "did not arrive within 0.05 s" in answer.json()["error"]
+    assert not list((registry / "service" / "spool").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "names"),
+    [
+        ("/v1/segment", {"params": {"modality": "x" * 65}}, "modality: "),
+        ("/v1/jobs", {"params": {"source": "x" * 1025}}, "source: "),
+        ("/v1/jobs", {"headers": {"Idempotency-Key": "a/b"}}, "idempotency-key: "),
+    ],
+)
+def test_a_parameter_of_the_wrong_form_is_a_422_that_names_it(
+    api: FastAPI, path: str, request_: dict[str, object], names: str
+) -> None:
+    answer = call(api, "POST", path, content=nifti(GOOD), **request_)
+    assert answer.status_code == 422
+    assert answer.json()["error"].lower().startswith(names)
 
 
 def test_what_took_too_long_keeps_its_place_until_it_ends_and_leaves_nothing(
