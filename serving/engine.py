@@ -139,7 +139,7 @@ class Engine:
                 if order.dicom:
                     made = encode(mask.array, decoded.slices, served.model, "labelmap")
                     return Made(made.content, findings, made.uid)
-                return Made(mask_to_bytes(mask.array, mask.affine), findings)
+                return Made(mask_to_bytes(mask.array, mask.affine, served.model.note), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:

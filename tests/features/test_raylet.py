@@ -45,9 +45,7 @@ def test_a_node_that_comes_late_is_waited_for_and_that_is_said(
     assert capsys.readouterr().err.count("Ray's own processes are starting for") == 4
 
 
-def test_a_node_that_died_is_told_at_once(
-    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_that_died_is_told_at_once(process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     def get_node(address: str, node: str) -> None:
         process.kill()
         raise RuntimeError("no such node")

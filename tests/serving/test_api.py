@@ -46,6 +46,8 @@ def test_mask_is_the_segmenters_own_on_the_grid_that_was_sent(
     expected = segmenter.predict(volume)
     np.testing.assert_array_equal(mask.array, expected)
     assert expected.any()
+    note = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content)).header["descrip"].item()
+    assert note == b"research use only; blobs 1"
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-5)  # NIfTI stores float32
     assert answer.headers["X-Dropgen-Version"] == "1"
     assert answer.headers["X-Dropgen-Use"] == "research use only"

@@ -81,9 +81,7 @@ def test_where_any_memory_may_be_kept_nothing_ever_happens() -> None:
     assert replica.told == []
 
 
-def test_a_worn_replica_refuses_with_retry_after_and_says_so_with_numbers(
-    registry: Path, tmp_path: Path
-) -> None:
+def test_a_worn_replica_refuses_with_retry_after_and_says_so_with_numbers(registry: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "mlflow").symlink_to(registry / "mlflow")
