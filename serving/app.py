@@ -57,7 +57,6 @@ def application(plan: Deployment, threads: int, gpus: float) -> serve.Applicatio
         threads: CPU threads of each.
         gpus: Share of a GPU for each; 0 predicts on the CPU.
     """
-
     scaling: dict[str, Any] = (
         {"num_replicas": plan.least}
         if plan.least == plan.most

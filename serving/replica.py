@@ -74,7 +74,7 @@ class Replica:
         threading.Thread(target=work, args=(engine, jobs, limits.job_caps, stop), daemon=True).start()
         threading.Thread(target=self._watchdog.keep_looking, args=(stop,), daemon=True).start()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  (Serve's name)
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api
 
     def check_health(self) -> None:

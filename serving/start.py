@@ -137,9 +137,9 @@ def _death(actor: Any) -> str:
 
 def cause_of(text: str) -> str:
     """One line out of what Ray or Serve tells at length."""
-    if "OOM" in text and "Memory on the node" in text:
+    if "running low on memory" in text:
         return "Ray killed its process, for the machine was out of memory"
-    if "worker process has died" in text or "unexpectedly" in text:
+    if "worker process has died" in text:
         return "its process was killed, likely for want of memory"
     found = OUTCOME.findall(text)
     if found:

@@ -52,5 +52,5 @@ def test_a_node_that_died_is_told_at_once(process: subprocess.Popen[bytes], monk
 
     monkeypatch.setattr(services, "get_node", get_node)
     monkeypatch.setattr(raylet, "POLL_SECONDS", 0)
-    with while_it_lives(), pytest.raises(ResourceError, match="Ray's node died while it started.*raylet.out says"):
+    with while_it_lives(), pytest.raises(ResourceError, match=r"Ray's node died while it started.*raylet\.out says"):
         services.get_node("here", "n")
