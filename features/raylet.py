@@ -1,7 +1,7 @@
 """Ray's own node, waited for as long as it lives.
 
 Ray gives a node 30 s, and the node gives its agents 15 s to write down their ports and dies without: a machine under
-load misses both. Neither can be set, but agents that were given their ports have none to write down.
+load misses both. Neither can be set, but agents that were given their ports have none to write down. Other limits can.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dropgen.errors import ResourceError
 
 POLL_SECONDS = 0.2
 TELL_SECONDS = 15.0
-GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+PATIENT = {"RAY_gcs_server_port_wait_time_s": "600", "RAY_worker_register_timeout_seconds": "600"}  # instead of 30, 60
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 LOGS = "/tmp/ray/session_latest/logs"
 
@@ -37,7 +37,8 @@ def while_it_lives() -> Iterator[None]:
     Raises:
         ResourceError: It died.
     """
-    os.environ.setdefault(GCS_WAIT, "600")
+    for name, seconds in PATIENT.items():
+        os.environ.setdefault(name, seconds)
     ask, settings = services.get_node, parameter.RayParams
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     services.get_node = partial(_wait, ask, time.monotonic())
