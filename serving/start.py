@@ -65,7 +65,7 @@ def until_ready(name: str, url: str, replicas: int) -> Model:
             warn(f"a replica died while it started, {cause}; Serve starts another")
         application = status.applications.get(name)
         if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
-            told_by_serve = " ".join([application.message, *(one.message for one in application.deployments.values())])
+            told_by_serve = "\n".join([application.message, *(one.message for one in application.deployments.values())])
             raise ResourceError(f"no replica could start: {cause_of(told_by_serve)}")
         if application is not None and application.status == ApplicationStatus.RUNNING:
             with contextlib.suppress(ServiceError):
