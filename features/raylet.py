@@ -39,14 +39,15 @@ def while_it_lives() -> Iterator[None]:
     """
     for name, seconds in PATIENT.items():
         os.environ.setdefault(name, seconds)
-    ask, settings = services.get_node, parameter.RayParams
+    module: Any = parameter  # a class in a module is nothing that a type checker lets be replaced
+    ask, settings = services.get_node, module.RayParams
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     services.get_node = partial(_wait, ask, time.monotonic())
-    parameter.RayParams = lambda **given: settings(**given | ports)
+    module.RayParams = lambda **given: settings(**given | ports)
     try:
         yield
     finally:
-        services.get_node, parameter.RayParams = ask, settings
+        services.get_node, module.RayParams = ask, settings
 
 
 def _wait(ask: Any, began: float, *node: Any) -> Any:

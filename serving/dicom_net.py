@@ -16,7 +16,7 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.filereader import read_partial
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from dropgen.errors import ConfigError, ResourceError, ServiceError, TooLargeError, VolumeError
 from dropgen.features.studies.dicom import CLASSES, DECODE_ERRORS, SYNTAXES
@@ -29,8 +29,9 @@ SECONDS = 60  # that a peer may be silent
 SUCCESS, NO_ROOM, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000
 LATER = range(0xA700, 0xA800)  # out of resources
 WARNINGS = range(0xB000, 0xC000)  # stored all the same
-TAGS = [Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")]  # in the order of a file
-HEAD_BYTES = 2**22  # up to the last of them; all that is read of a file in this process
+# In the order of a file, of which nothing beyond the last of them is read in this process.
+TAGS: list[BaseTag | int] = [Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")]
+HEAD_BYTES = 2**22
 
 
 @dataclass(frozen=True)

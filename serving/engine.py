@@ -103,7 +103,8 @@ class Engine:
             order: Who asked.
             caps: Of the volume.
             wait: Seconds to wait for a turn; -1 waits for ever.
-            require_wanted: Called before the volume is read and before every window; what it raises ends the work.
+            require_wanted: Called before and after the volume is read and before every window; what it raises ends
+                the work.
 
         Raises:
             SlowError: Others were still before it.
@@ -125,6 +126,7 @@ class Engine:
             unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
             headers = folder / HEADERS if order.dicom else None
             decoded = decode(Wanted(path, folder / VOXELS, voxels, unfolded, headers))
+            require_wanted()
             if order.dicom and not decoded.slices:
                 raise VolumeError("a DICOM-SEG needs the slices of a DICOM series; send a zip of them, or accept NIfTI")
             volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)

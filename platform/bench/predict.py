@@ -29,7 +29,7 @@ from dropgen.platform.bench.predict_run import PEERS, PLAIN, SLABS, Run, run_fea
 from dropgen.platform.evaluation.inference import window_boxes
 from dropgen.platform.evaluation.memory import plan_memory
 from dropgen.platform.evaluation.metrics import dice
-from dropgen.platform.networks import build_network
+from dropgen.platform.networks import build_network, require_crop_fits
 from dropgen.platform.segmenter import Segmenter
 
 FULL_SCALE = 1000  # of the int16 that scanners write
@@ -299,5 +299,6 @@ def _require(spec: MemoryBench | FeaturesBench) -> None:
     edges: tuple[int, ...] = spec.shape  # the command line may name more or fewer
     if len(edges) != 3 or min(edges) < spec.crop:
         raise ConfigError(f"--shape = {spec.shape}: a volume has three axes of at least a window's {spec.crop} voxels")
+    require_crop_fits(spec.network, (spec.crop,) * 3)
     if spec.repeats < 1:
         raise ConfigError(f"--repeats = {spec.repeats}: a benchmark needs at least 1 round")

@@ -114,6 +114,7 @@ def test_at_the_promised_size_our_own_rows_say_whether_the_promise_is_kept(
 @pytest.mark.parametrize(
     ("words", "message"),
     [(("--shape", "20,18,16"), "--part"), (("--part", "memory", "--shape", "20,18,16"), "at least a window's 64"),
+     (("--part", "features", "--shape", "64,64,64", "--crops", "32"), "64"),
      (("--crops", "16,32"), "windows of one size"), (("--workers", "2"), "belongs to bench precompute"),
      (("--part", "memory", "--shape", "64,64,64", "--repeats", "0"), "at least 1 round")],
 )  # fmt: skip

@@ -40,7 +40,7 @@ def test_an_interrupted_client_cancels_the_job_that_it_waits_for(
     (root / "mlflow").parent.mkdir()
     (root / "mlflow").symlink_to(registry / "mlflow")
     scans.mkdir()
-    noise = np.random.default_rng(0).normal(size=(120, 120, 120)).astype(np.float32)  # a minute's work
+    noise = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)  # hundreds of windows
     write_volume(scans / "large.nii", noise, np.diag([1.25, 1.25, 1.25, 1]))
 
     def interrupt() -> None:

@@ -69,7 +69,7 @@ def test_a_worn_replica_is_ill_only_once_it_has_nothing_in_hand() -> None:
         replica.watchdog.require_sound()
         replica.requests = 0
         replica.watchdog.require_sound()
-    with pytest.raises(WornError, match=r"it keeps 2\.0 GiB of memory for 10 s where 1\.0 GiB are planned"):
+    with pytest.raises(WornError, match=r"it keeps 2\.00 GiB of memory for 10 s where 1\.00 GiB are planned"):
         replica.watchdog.require_sound()
 
 
