@@ -241,6 +241,11 @@ VERBS: dict[str, Verb] = {
             TOKEN_FILE,
             option("--insecure", action="store_true", help="ask for no token; on an address of this machine alone"),
             option("--models-gb", type=float, help="memory for a replica's models (default: a quarter of its share)"),
+            option(
+                "--margin-gb", type=float, default=2,
+                help="memory that a replica may keep beyond its models and the volume in hand; one that keeps more "
+                "ends what it has and is replaced (default 2; inf: never)",
+            ),
             option("--queue", type=int, default=16, help="requests that a replica takes on at a time (default 16)"),
             option("--timeout", type=float, default=900, help="seconds to make a mask in, /v1/segment (default 900)"),
             option("--keep-hours", type=float, default=24, help="hours that a finished job is kept (default 24)"),
@@ -369,6 +374,7 @@ VERBS: dict[str, Verb] = {
             option("--channels", type=int, help="store: feature channels (default 16)"),
             option("--crops", help="voxels per edge of the crops (default 64,128; step and predict take one, 64)"),
             option("--part", choices=("memory", "features"), help="predict: one of its two parts (default: both)"),
+            option("--classes", type=int, help="predict: background included (default: memory 16, features 2)"),
             option("--workers", help="precompute: numbers of processes to time (default 1,2)"),
             option("--methods", help="step: time these beside ERM, at their defaults: all, or names with commas"),
             option("--repeats", type=int, help="rounds, at least 5 (default 5; predict: at least 1, default 1)"),

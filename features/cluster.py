@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dropgen.errors import ResourceError
+from dropgen.features.raylet import while_it_lives
 from dropgen.manifest import REPOSITORY, file_digest
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the process that it starts
@@ -34,7 +35,7 @@ def connect(address: str | None = None, cpus: int = 1) -> Iterator[None]:
         cpus: Processors that the work asks for at the same time.
 
     Raises:
-        ResourceError: The cluster cannot be reached or has too few processors in all.
+        ResourceError: The cluster cannot be reached, dies while it starts or has too few processors in all.
     """
     if ray.is_initialized():
         _require(cpus)
@@ -46,7 +47,8 @@ def connect(address: str | None = None, cpus: int = 1) -> Iterator[None]:
     others = set(psutil.Process().children(recursive=True))
     try:
         if place == "local":
-            ray.init(address=place, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            with while_it_lives():
+                ray.init(address=place, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
         else:
             _join(place, quiet, cpus)
         _require(cpus)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from dropgen.serving.reference import reference_page
 from dropgen.serving.telemetry import Metrics, Watch
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
+from dropgen.serving.watchdog import Watchdog
 
 MODEL_HEADER = "X-Dropgen-Model"
 VERSION_HEADER = "X-Dropgen-Version"
@@ -47,6 +49,7 @@ DICOM_TYPE = "application/dicom"
 NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
 MAX_DIGITS = 30  # of a Content-Length
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REPLACED_SECONDS = 30  # until another replica is there
 KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
@@ -73,6 +76,7 @@ class Limits:
         answer_seconds: From a received body to its mask.
         keep_seconds: How long a finished job is kept.
         sources: Folders that a job's volume may be named in.
+        margin: Bytes that a replica may keep beyond what is planned; infinite for any.
     """
 
     max_memory: int
@@ -83,6 +87,7 @@ class Limits:
     answer_seconds: float = 900
     keep_seconds: float = 24 * 3600
     sources: tuple[Path, ...] = ()
+    margin: float = math.inf
 
 
 def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tuple[FastAPI, Engine, Jobs]:
@@ -98,11 +103,25 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     spool = service / "spool"
     spool.mkdir(parents=True, exist_ok=True)
     metrics, jobs = Metrics(), Jobs(service / "jobs", limits.keep_seconds)
-    engine = Engine(models, Journal(service / AUDIT_FILE, durable=True), limits.max_memory)
-    queue = Queue(limits.queue)
+    queue, log = Queue(limits.queue), Journal(service / "requests.jsonl")
+
+    def retire(taken: int, bound: float) -> None:
+        metrics.worn.inc()
+        log.add(event="replica keeps too much memory and is replaced", rss_bytes=taken, bound_bytes=round(bound))
+
+    def refresh(bound: float) -> None:
+        state = models.state()
+        metrics.refresh(queue.length, len(state["loaded"]), state["bytes"], bound)
+
+    watchdog = Watchdog(lambda: models.state()["bytes"], lambda: queue.length, limits.margin, retire, refresh)
+    engine = Engine(models, Journal(service / AUDIT_FILE, durable=True), limits.max_memory, watchdog)
+
+    def require_staying() -> None:
+        if watchdog.worn:
+            raise BusyError("this replica keeps too much memory and is being replaced; try later", REPLACED_SECONDS)
+
     # FastAPI's own documentation pages load scripts from a CDN.
     api = FastAPI(title="DropGen", version=__version__, docs_url=None, redoc_url=None)
-    log = Journal(service / "requests.jsonl")
     api.add_middleware(Watch, routes=lambda: api.routes, tokens=tokens, metrics=metrics, log=log)
     binary = {"requestBody": {"required": True, "content": {"application/octet-stream": {}, ZIP_TYPE: {}}}}
     optional = {"requestBody": {"required": False, "content": {"application/octet-stream": {}, ZIP_TYPE: {}}}}
@@ -122,14 +141,19 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get("/metrics", response_class=Response, responses=_answers(401, 403))
     async def prometheus() -> Response:
         """Metrics for Prometheus, over all replicas."""
-        state, waiting = models.state(), await run_in_threadpool(jobs.waiting)
-        page = metrics.text(queue.length, waiting, len(state["loaded"]), state["bytes"])
-        return Response(page, media_type="text/plain; version=0.0.4")
+
+        def page() -> bytes:
+            refresh(watchdog.bound)
+            return metrics.text(jobs.waiting())
+
+        # In a thread: while a model is loaded, what is loaded is not told.
+        return Response(await run_in_threadpool(page), media_type="text/plain; version=0.0.4")
 
     @api.get("/v1/models", responses=_answers(401, 403))
     async def list_models() -> dict[str, Any]:
         """Every registered model with its versions and aliases."""
-        return {"models": await run_in_threadpool(registered_models, root), "memory": models.state()}
+        registered = await run_in_threadpool(registered_models, root)
+        return {"models": registered, "memory": await run_in_threadpool(models.state)}
 
     @api.get("/v1/models/{name:path}", responses=_answers(400, 401, 403, 404, 422))
     async def show_model(name: str) -> dict[str, Any]:
@@ -151,6 +175,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
         With Accept: application/dicom the mask of a series is a DICOM-SEG.
         """
+        require_staying()
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, _is_zip(request))
         if modality is not None or not _is_zip(request):
             served.require_modality(modality)
@@ -238,7 +263,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
     @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
     async def cancel(request: Request, id: str) -> dict[str, Any]:
-        """Cancels a job; one that a replica is at ends when the replica looks up."""
+        """Cancels a job; one that a replica is at ends at its next window."""
         return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
 
     @api.exception_handler(DropGenError)

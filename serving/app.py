@@ -21,92 +21,42 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from dropgen.features.cluster import connect  # isort: skip  (first: it makes settings that ray reads on import)
 import ray
-import torch
-from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
-from ray.serve.schema import LoggingConfig
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
 
-from dropgen import console, memory
+from dropgen import console
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
-from dropgen.serving.api import Limits, create_api
-from dropgen.serving.client import Client
-from dropgen.serving.engine import work
 from dropgen.serving.interrupts import interrupt, on_signals
-from dropgen.serving.models import Models
+from dropgen.serving.models import Model
+from dropgen.serving.replica import GIB, Deployment, Replica
+from dropgen.serving.start import QUIET, deploy, start_serve, until_ready, watch
 from dropgen.serving.telemetry import SHARED
 from dropgen.serving.tokens import VARIABLE, Tokens, server_tokens, token_path
 
 APPLICATION = "dropgen"
-MODEL_SHARE = 0.25  # of a replica's memory, for models; the rest is for predictions
+HEALTH_SECONDS = 5  # three times so long, and a replica that has to be replaced is
 BUSY_REQUESTS = 2  # per replica, more of which call for another
 DRAIN_POLL_SECONDS = 0.2
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What every replica is told.
-
-    Attributes:
-        root: Output root, on a disk that all nodes see.
-        default: `name@alias` for requests that name no model.
-        tokens: Who may ask.
-        least: Replicas at rest.
-        most: Replicas under load.
-        model_bytes: What the loaded models of a replica may take; None for a quarter of its share of the memory.
-        queue: Requests for a mask that a replica takes on.
-        answer_seconds: From a received body to its mask.
-        keep_seconds: How long a finished job is kept.
-        sources: Folders that a job's volume may be named in.
-    """
-
-    root: Path
-    default: str
-    tokens: Tokens
-    least: int = 1
-    most: int = 1
-    model_bytes: int | None = None
-    queue: int = 16
-    answer_seconds: float = 900
-    keep_seconds: float = 24 * 3600
-    sources: tuple[Path, ...] = ()
 
 
 def application(plan: Deployment, threads: int, gpus: float) -> serve.Application:
-    """Describes the deployment; each replica loads the default model before it is reported ready.
+    """Describes the deployment.
 
     Args:
         plan: What a replica is told.
         threads: CPU threads of each.
         gpus: Share of a GPU for each; 0 predicts on the CPU.
     """
-
-    def build() -> FastAPI:
-        torch.set_num_threads(threads)
-        share = memory.available() // plan.most
-        models = Models(
-            plan.root, plan.default, plan.model_bytes or int(share * MODEL_SHARE), "cuda" if gpus else "cpu"
-        )
-        limits = Limits(
-            int(share * (1 - MODEL_SHARE)), queue=plan.queue, answer_seconds=plan.answer_seconds,
-            keep_seconds=plan.keep_seconds, sources=plan.sources,
-        )  # fmt: skip
-        api, engine, jobs = create_api(plan.root, models, plan.tokens, limits)
-        models.segmenter(models.find())
-        threading.Thread(target=work, args=(engine, jobs, limits.job_caps, threading.Event()), daemon=True).start()
-        return api
-
     scaling: dict[str, Any] = (
         {"num_replicas": plan.least}
         if plan.least == plan.most
@@ -120,6 +70,8 @@ def application(plan: Deployment, threads: int, gpus: float) -> serve.Applicatio
         name="segmenter",
         max_ongoing_requests=10 * plan.queue,  # more than a replica takes on: the 429 of a full queue is the replica's
         graceful_shutdown_timeout_s=plan.answer_seconds,
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=60,  # a machine under load is slow, not ill
         ray_actor_options={
             "num_cpus": 1,
             "num_gpus": gpus,
@@ -128,7 +80,7 @@ def application(plan: Deployment, threads: int, gpus: float) -> serve.Applicatio
         logging_config=QUIET,
         **scaling,
     )
-    return configured(serve.ingress(build)()).bind()
+    return configured(serve.ingress()(Replica)).bind(plan, threads, "cuda" if gpus else "cpu")
 
 
 def command(arguments: argparse.Namespace) -> None:
@@ -136,14 +88,16 @@ def command(arguments: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: The host is open to others and no token is asked for, a token is none, or there is no replica.
-        ResourceError: The port is taken, or there are fewer processors than replicas, or
-            the cluster serves something already.
+        ResourceError: The port is taken, there are fewer processors than replicas, the cluster serves something
+            already, no replica could start, or Ray has gone away.
         RegistryError: The model or its alias is not registered.
     """
     if arguments.replicas < 1:
         raise ConfigError(f"--replicas {arguments.replicas} serves nobody; ask for at least 1")
     if arguments.queue < 1:
         raise ConfigError(f"--queue {arguments.queue} takes no request; ask for at least 1")
+    if not arguments.margin_gb >= 0:
+        raise ConfigError(f"--margin-gb {arguments.margin_gb:g} would replace every replica; give 0 or more, or inf")
     host = _require_private(arguments.host, arguments.insecure)
     if not ipaddress.IPv4Address(host).is_loopback and arguments.token_file is None and VARIABLE not in os.environ:
         raise ConfigError(
@@ -155,27 +109,33 @@ def command(arguments: argparse.Namespace) -> None:
     Segmenter.load(bundle)  # a damaged bundle or missing weights is one sentence here, and a stack of retries in Serve
     tokens, made = (Tokens({}), None) if arguments.insecure else server_tokens(arguments.root, arguments.token_file)
     plan = Deployment(
-        arguments.root, f"{arguments.name}@{arguments.alias}", tokens, arguments.replicas,
-        max(arguments.replicas, arguments.max_replicas or 0), _bytes(arguments.models_gb), arguments.queue,
-        arguments.timeout, 3600 * arguments.keep_hours, tuple(path.resolve() for path in arguments.allow),
-    )  # fmt: skip
+        arguments.root,
+        f"{arguments.name}@{arguments.alias}",
+        tokens,
+        least=arguments.replicas,
+        most=max(arguments.replicas, arguments.max_replicas or 0),
+        model_bytes=None if arguments.models_gb is None else int(arguments.models_gb * GIB),
+        margin_bytes=arguments.margin_gb * GIB,
+        queue=arguments.queue,
+        answer_seconds=arguments.timeout,
+        keep_seconds=3600 * arguments.keep_hours,
+        sources=tuple(path.resolve() for path in arguments.allow),
+    )
     url = f"http://{host}:{port}"
     on_signals(interrupt)  # terminated while Ray starts, what has started is still ended
-    with connect(arguments.address, arguments.replicas), _serving(plan, host, port):
-        ready = {
-            "ready": True, "url": url, "model": asdict(Client(url).model()), "replicas": arguments.replicas,
-        }  # fmt: skip
+    with connect(arguments.address, arguments.replicas), _serving(plan, host, port) as model:
+        ready = {"ready": True, "url": url, "model": asdict(model), "replicas": arguments.replicas}
         console.document(ready, indent=None)
         console.say(f"models:/{plan.default} is ready at {url}/v1/segment (Ctrl-C stops it)")
         if made is not None:
             console.say(f"token, shown once and kept in {token_path(arguments.root)}: {made}")
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            watch()
     console.say("stopped")
 
 
 @contextlib.contextmanager
-def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
+def _serving(plan: Deployment, host: str, port: int) -> Iterator[Model]:
     if others := serve.status().applications:
         raise ResourceError(f"the Ray cluster serves {', '.join(others)} already; stop that or leave out --address")
     threads, gpus = _share(plan.most)
@@ -184,15 +144,15 @@ def _serving(plan: Deployment, host: str, port: int) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         # Serve itself would answer 500 without a sentence: its limit lies behind ours.
-        options = HTTPOptions(host=host, port=port, request_timeout_s=2 * plan.answer_seconds + 3600)
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
-        serve.run(application(plan, threads, gpus), name=APPLICATION, logging_config=QUIET)
-        yield
+        start_serve(HTTPOptions(host=host, port=port, request_timeout_s=2 * plan.answer_seconds + 3600))
+        deploy(application(plan, threads, gpus), APPLICATION)
+        yield until_ready(APPLICATION, f"http://{host}:{port}", plan.least)
         on_signals(signal.SIG_IGN)
         _drain()
     finally:
         on_signals(signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
-        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of Serve's controller as a failed task
+        # Ray reports the end of Serve's controller as a failed task; where Ray has gone away nothing is left to end.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RayError):
             serve.shutdown()
 
 
@@ -220,10 +180,6 @@ def _fresh(service: Path) -> None:
     for name in ("metrics", "spool"):
         shutil.rmtree(service / name, ignore_errors=True)
         (service / name).mkdir(parents=True)
-
-
-def _bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else int(gigabytes * 2**30)
 
 
 def _require_private(host: str, insecure: bool) -> str:

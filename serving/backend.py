@@ -22,12 +22,13 @@ from dropgen.platform.evaluation.memory import READING_BYTES, MemoryPlan, gib
 from dropgen.platform.evaluation.uncertainty import MAPS, Uncertainty, extra_passes, predict_uncertain
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.adapted import adapt
-from dropgen.serving.cases import Scan
+from dropgen.serving.cases import Loaded, Scan
 from dropgen.serving.client import Client
 from dropgen.serving.models import named_by
 from dropgen.serving.quality import Segmented
 from dropgen.serving.room import Room, plan_room, together
 
+Read = Callable[[Scan], AbstractContextManager[Loaded]]
 Segment = Callable[[Scan], AbstractContextManager[Segmented]]  # what a scan takes in memory is held for the block
 
 
@@ -54,6 +55,12 @@ class Recipe:
     stable_bundle: Path | None = None
 
 
+@contextlib.contextmanager
+def read_here(scan: Scan) -> Iterator[Loaded]:
+    """Reads a scan in this process: one of the user's own."""
+    yield scan.load()
+
+
 class LocalModel:
     """A model in this process, for several threads with a scan each.
 
@@ -64,14 +71,18 @@ class LocalModel:
         recipe: Which model.
         processes: How many share this machine's memory.
         stop: Once set, nobody waits for more than the windows that are in the network.
+        read: How a scan is read.
 
     Raises:
         CheckpointError: The bundle is damaged.
         ConfigError: The test-time method is not meant for these models.
     """
 
-    def __init__(self, recipe: Recipe, processes: int = 1, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, processes: int = 1, stop: threading.Event | None = None, read: Read = read_here
+    ) -> None:
         self._recipe = recipe
+        self._read = read
         self._stop = threading.Event() if stop is None else stop
         segmenter = Segmenter.load(recipe.bundle, "cuda" if torch.cuda.is_available() else "cpu")
         segmenter.network.register_forward_pre_hook(lambda *_: self._require_time())
@@ -91,13 +102,14 @@ class LocalModel:
             TooLargeError: It would not fit in memory.
             StoppedError: The run was interrupted.
         """
-        loaded = None
-        if scan.series:  # its grid is known once its slices are in order
-            with self._room.hold(_reading(scan), exact=False):
-                loaded = scan.load()
-        grid = read_grid(scan.paths[0]) if loaded is None else loaded.volume
-        with self._room.hold(self._plan(grid)):
-            loaded = loaded or scan.load()
+        with contextlib.ExitStack() as held:
+            loaded = None
+            if scan.series:  # its grid is known once its slices are in order
+                with self._room.hold(_reading(scan), exact=False):
+                    loaded = held.enter_context(self._read(scan))
+            grid = read_grid(scan.paths[0]) if loaded is None else loaded.volume
+            held.enter_context(self._room.hold(self._plan(grid)))
+            loaded = loaded or held.enter_context(self._read(scan))
             modality = _modality(self.segmenter, scan.modality or self._recipe.modality, loaded.tag)
             prepared = prepare(loaded.volume, self.segmenter.spec.preparation, modality)
             array, uncertainty, span = self.in_model(prepared)
@@ -154,11 +166,13 @@ class Service:
     Args:
         client: The service.
         modality: As for `Recipe`.
+        read: How a scan is read.
     """
 
-    def __init__(self, client: Client, modality: str | None) -> None:
+    def __init__(self, client: Client, modality: str | None, read: Read = read_here) -> None:
         self._client = client
         self._modality = modality
+        self._read = read
 
     @contextlib.contextmanager
     def segment(self, scan: Scan) -> Iterator[Segmented]:
@@ -168,13 +182,14 @@ class Service:
             VolumeError: It is damaged, or the service refused it.
             ServiceError: The service went away.
         """
-        loaded, modality = scan.load(), scan.modality or self._modality
-        entered = time.monotonic()
-        if scan.series:
-            mask = self._client.segment_series(scan.paths, modality)
-        else:
-            mask = self._client.segment(scan.paths[0], modality)
-        yield Segmented(loaded.volume, mask, None, loaded.slices, (entered, time.monotonic()))
+        modality = scan.modality or self._modality
+        with self._read(scan) as loaded:
+            entered = time.monotonic()
+            if scan.series:
+                mask = self._client.segment_series(scan.paths, modality)
+            else:
+                mask = self._client.segment(scan.paths[0], modality)
+            yield Segmented(loaded.volume, mask, None, loaded.slices, (entered, time.monotonic()))
 
 
 def _reading(scan: Scan) -> MemoryPlan:

@@ -25,11 +25,12 @@ from dropgen.config import Component
 from dropgen.errors import ConfigError, ResourceError, VolumeError
 from dropgen.platform.tracking import resolve
 from dropgen.serving.adapted import adapted_model
-from dropgen.serving.backend import LocalModel, Recipe, Service
+from dropgen.serving.backend import LocalModel, Read, Recipe, Service, read_here
 from dropgen.serving.cases import SUFFIXES, Cases, find_cases
 from dropgen.serving.client import Client
 from dropgen.serving.dicomweb import Archive, read_auth
 from dropgen.serving.fetched import SERIES_FOLDER, fetch_cases, store_masks
+from dropgen.serving.interrupts import interrupt, on_signals
 from dropgen.serving.journal import AUDIT_FILE, Journal
 from dropgen.serving.ledger import OUTCOMES_FILE, Ledger, Outcome
 from dropgen.serving.line import PLAIN, Asked, Done, Line, Task
@@ -148,8 +149,13 @@ def _more(named: Sequence[object]) -> str:
     return f", and {len(named) - NAMED_FAILURES} more" if len(named) > NAMED_FAILURES else ""
 
 
-def open_work(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
+def open_work(arguments: argparse.Namespace, scans: int, read: Read = read_here) -> tuple[Model, Work]:
     """Opens what the options name.
+
+    Args:
+        arguments: The options.
+        scans: How many there are to segment, by which a process of its own pays or not.
+        read: How a scan is read in this process.
 
     Raises:
         ConfigError: Options exclude each other.
@@ -170,7 +176,7 @@ def open_work(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
         if arguments.workers or arguments.address is not None:
             raise ConfigError("--url excludes --workers and --address; the service has its own replicas")
         client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url), stop=stop)
-        segment = Service(client, arguments.modality).segment
+        segment = Service(client, arguments.modality, read).segment
         return client.model(), lambda tasks, line, on_done: work_here(
             tasks, line, segment, {}, in_flight, on_done, stop, GRACE_SECONDS
         )
@@ -180,7 +186,7 @@ def open_work(arguments: argparse.Namespace, scans: int) -> tuple[Model, Work]:
 
         crew = Crew(workers, in_flight, arguments.address)
         return model, lambda tasks, line, on_done: work_on_ray(tasks, line, recipe, crew, on_done, console.say)
-    local = LocalModel(recipe, stop=stop)
+    local = LocalModel(recipe, stop=stop, read=read)
 
     def work(tasks: Sequence[Task], line: Line, on_done: OnDone) -> None:
         for text in local.about([task.scan for task in tasks], in_flight):
@@ -221,6 +227,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumeError: Some files failed; all others are done.
     """
+    if arguments.url is not None:
+        on_signals(interrupt)  # terminated as well, it cancels the jobs that it waits for
     target = arguments.output.expanduser().resolve()
     archive = None
     if isinstance(arguments.input, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import secrets
@@ -25,6 +26,7 @@ ANSWER_SECONDS = 3600  # one large volume on a CPU takes minutes, and others may
 PATIENCE_SECONDS = 120  # with a service whose replica died: another is started, and the same volume gives the same mask
 DEATHS = 3  # a volume that took three replicas with it is not given a fourth
 RETRY_SECONDS = 30  # between tries, where the service does not say
+CANCEL_SECONDS = 3  # for a job that nobody waits for any more: the run is ending
 POLL_SECONDS = 10  # between looks for a job, at most
 JOB_BYTES = 32 * 2**20  # from here on a volume is sent as a job, as the page does; on a CPU it takes minutes
 VOLUME_TYPE, ZIP_TYPE = "application/octet-stream", "application/zip"
@@ -53,7 +55,7 @@ class Client:
         url: For example `http://127.0.0.1:8000`.
         token: Sent with every request.
         patience: Seconds for which a service that does not answer is asked again.
-        stop: Once set, nobody waits for another try.
+        stop: Once set, nobody waits for another try, and jobs that were waited for are cancelled.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Client:
             headers["Idempotency-Key"] = identity  # sent again, it is the same job
             answer, tries = self._persist("POST", "/v1/jobs", params=query, content=content, headers=headers)
             if answer.status_code == httpx.codes.ACCEPTED:
-                answer = self._result(str(answer.json()["id"]), name)
+                answer = self._finished(str(answer.json()["id"]), name)
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS):
             raise ServiceError(f"{self.url}: {_sentence(answer)}")
         if answer.status_code != httpx.codes.OK:
@@ -147,6 +149,19 @@ class Client:
     def _mask(self, content: bytes, media: str, name: str, modality: str | None) -> Volume:
         mask = volume_from_bytes(self.ask(content, media, name, modality).mask, f"the mask of {name}")
         return Volume(mask.array.astype("uint8"), mask.affine)
+
+    def _finished(self, job: str, name: str) -> httpx.Response:
+        """The mask of a job, or the refusal; a job that nobody waits for any more is cancelled."""
+        try:
+            return self._result(job, name)
+        except BaseException:
+            if self._stop.is_set():
+                self._cancel(job)
+            raise
+
+    def _cancel(self, job: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):  # a service that is away has nothing to be spared
+            self._http.delete(f"{self.url}/v1/jobs/{job}", timeout=CANCEL_SECONDS)
 
     def _result(self, job: str, name: str) -> httpx.Response:
         """Waits for a job, looking more and more seldom."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from dropgen.errors import ConfigError, ResourceError, ServiceError, TooLargeError, VolumeError
 from dropgen.features.studies.dicom import CLASSES, DECODE_ERRORS, SYNTAXES
@@ -27,7 +29,9 @@ SECONDS = 60  # that a peer may be silent
 SUCCESS, NO_ROOM, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000
 LATER = range(0xA700, 0xA800)  # out of resources
 WARNINGS = range(0xB000, 0xC000)  # stored all the same
-TAGS = ["SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID"]
+# In the order of a file, of which nothing beyond the last of them is read in this process.
+TAGS: list[BaseTag | int] = [Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")]
+HEAD_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def receiving(spool: Spool, title: str, host: str, port: int, allowed: Sequence[
 def _keep(event: Any, spool: Spool) -> int:
     try:
         content = event.encoded_dataset()
-        header = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=TAGS)
+        header = read_partial(io.BytesIO(content[:HEAD_BYTES]), stop_when=_beyond, specific_tags=TAGS)
         instance, series = str(header.SOPInstanceUID), str(header.SeriesInstanceUID)
         if instance != event.request.AffectedSOPInstanceUID or header.SOPClassUID != event.context.abstract_syntax:
             return MISMATCH
@@ -134,6 +138,10 @@ def _keep(event: Any, spool: Spool) -> int:
     except (VolumeError, *DECODE_ERRORS):
         return UNREADABLE
     return SUCCESS
+
+
+def _beyond(tag: Any, vr: str | None, length: int) -> bool:
+    return bool(tag > TAGS[-1])
 
 
 def send(path: Path, peer: Peer, title: str) -> str:

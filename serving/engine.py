@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,14 +18,16 @@ from dropgen.features.studies.volume import Volume, mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
-from dropgen.serving.decode import decode
+from dropgen.platform.segmenter import Segmenter
+from dropgen.serving.decode import Wanted, decode
 from dropgen.serving.dicom_out import encode
-from dropgen.serving.jobs import RECORD, VOLUME, Jobs, mask_name
+from dropgen.serving.jobs import RECORD, VOLUME, CancelledError, Jobs, mask_name
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
 from dropgen.serving.quality import Findings, Segmented, find
 from dropgen.serving.room import require_room
 from dropgen.serving.upload import Caps, SlowError, head
+from dropgen.serving.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +81,20 @@ class Engine:
         models: Where models come from.
         audit: Gets one line for each mask.
         max_memory: Bytes that one prediction may take; a volume that would need more is refused.
+        watchdog: Is told what the volume in hand is planned to take.
     """
 
-    def __init__(self, models: Models, audit: Journal, max_memory: int) -> None:
+    def __init__(self, models: Models, audit: Journal, max_memory: int, watchdog: Watchdog) -> None:
+        self.watchdog = watchdog
         self._models = models
         self._audit = audit
         self._max_memory = max_memory
         self._turn = threading.Lock()
 
-    def segment(self, folder: Path, served: Served, order: Order, caps: Caps, wait: float = -1) -> Made:
+    def segment(
+        self, folder: Path, served: Served, order: Order, caps: Caps, wait: float = -1,
+        require_wanted: Callable[[], None] = lambda: None,
+    ) -> Made:  # fmt: skip
         """The mask of `folder/volume.nii`, or of the zip that lies there, made slab by slab, with what is told of it.
 
         Args:
@@ -94,6 +103,8 @@ class Engine:
             order: Who asked.
             caps: Of the volume.
             wait: Seconds to wait for a turn; -1 waits for ever.
+            require_wanted: Called before and after the volume is read and before every window; what it raises ends
+                the work.
 
         Raises:
             SlowError: Others were still before it.
@@ -111,21 +122,26 @@ class Engine:
         if not self._turn.acquire(timeout=wait):
             raise SlowError(f"other volumes were in the way for {wait:g} s; try later, or send it to /v1/jobs")
         try:
+            require_wanted()
             unfolded = caps.unfolded(path.stat().st_size) if header is None else 0
-            decoded = decode(path, folder / VOXELS, voxels, unfolded, folder / HEADERS if order.dicom else None)
+            headers = folder / HEADERS if order.dicom else None
+            decoded = decode(Wanted(path, folder / VOXELS, voxels, unfolded, headers))
+            require_wanted()
             if order.dicom and not decoded.slices:
                 raise VolumeError("a DICOM-SEG needs the slices of a DICOM series; send a zip of them, or accept NIfTI")
             volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
-            mask = Volume(segmenter.predict(volume, modality), volume.affine)
-            spec = segmenter.spec
-            findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
-            if order.dicom:
-                made = encode(mask.array, decoded.slices, served.model, "labelmap")
-                return Made(made.content, findings, made.uid)
-            return Made(mask_to_bytes(mask.array, mask.affine), findings)
+            with self.watchdog.predicting(plan.peak):
+                with _before_windows(segmenter, require_wanted):
+                    mask = Volume(segmenter.predict(volume, modality), volume.affine)
+                spec = segmenter.spec
+                findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
+                if order.dicom:
+                    made = encode(mask.array, decoded.slices, served.model, "labelmap")
+                    return Made(made.content, findings, made.uid)
+                return Made(mask_to_bytes(mask.array, mask.affine, served.model.note), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:
@@ -155,6 +171,15 @@ class Engine:
         return self._models.find(wanted)
 
 
+@contextlib.contextmanager
+def _before_windows(segmenter: Segmenter, call: Callable[[], None]) -> Iterator[None]:
+    hook = segmenter.network.register_forward_pre_hook(lambda *_: call())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
     """Takes one job to its end; False where there was none.
 
@@ -174,16 +199,16 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
             mask = folder / mask_name(record)
             again = mask.exists()
             if not again:
-                made = engine.segment(folder, served, order, caps)
-                if jobs.cancelled(folder):
-                    jobs.finish(folder, "cancelled")
-                    return True
+                made = engine.segment(folder, served, order, caps, require_wanted=lambda: jobs.require_wanted(folder))
+                jobs.require_wanted(folder)
                 jobs.note(folder, findings=asdict(made.findings), sop_instance_uid=made.uid)
                 write_bytes(mask, made.mask)
             if not (again and engine.audited(record["id"])):
                 uid = read_json(folder / RECORD).get("sop_instance_uid")
                 engine.record(mask.read_bytes(), served, order, uid)
             jobs.finish(folder, "done", output_sha256=hashlib.sha256(mask.read_bytes()).hexdigest())
+        except CancelledError:
+            jobs.finish(folder, "cancelled")
         except DropGenError as error:
             kind = "refused" if isinstance(error, (VolumeError, TooLargeError)) else "failed"
             jobs.finish(folder, "failed", error=str(error), kind=kind)
@@ -193,14 +218,16 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
 
 
 def work(engine: Engine, jobs: Jobs, caps: Caps, stop: threading.Event) -> None:
-    """Works on jobs until told to stop."""
+    """Works on jobs until told to stop, or to begin nothing new."""
     swept = 0.0
-    while not stop.is_set():
+    while not (stop.is_set() or engine.watchdog.worn):
         try:
             if time.monotonic() - swept > SWEEP_SECONDS:
                 jobs.expire(time.time())
                 swept = time.monotonic()
-            if work_once(engine, jobs, caps):
+            with engine.watchdog.job():
+                worked = work_once(engine, jobs, caps)
+            if worked:
                 continue
         except OSError as error:  # a full disk may have room again
             warn(f"jobs cannot be worked on: {error.strerror}")

@@ -32,6 +32,10 @@ class UnknownJobError(DropGenError):
     """No such job, or not this client's."""
 
 
+class CancelledError(DropGenError):
+    """Nobody wants this job's mask any more."""
+
+
 class Jobs:
     """All jobs below one folder, which all replicas see.
 
@@ -105,7 +109,7 @@ class Jobs:
             raise UnknownJobError("the job has no mask; ask for its state first") from None
 
     def cancel(self, identity: str, who: str) -> dict[str, Any]:
-        """Cancels a job: at once, or, where a replica is at it, when that looks up from the volume.
+        """Cancels a job: at once, or, where a replica is at it, at its next window.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -150,9 +154,14 @@ class Jobs:
         (folder / VOLUME).unlink(missing_ok=True)
         return record
 
-    def cancelled(self, folder: Path) -> bool:
-        """Whether its owner does not want it any more."""
-        return (folder / CANCEL).exists()
+    def require_wanted(self, folder: Path) -> None:
+        """Ends the work on a claimed job that its owner has cancelled.
+
+        Raises:
+            CancelledError: That is so.
+        """
+        if (folder / CANCEL).exists():
+            raise CancelledError("the job was cancelled")
 
     def waiting(self) -> int:
         """How many are not finished."""

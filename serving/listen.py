@@ -22,8 +22,9 @@ from typing import Any
 
 from dropgen import console
 from dropgen.errors import ConfigError, DropGenError, ResourceError, ServiceError, TooLargeError, VolumeError
+from dropgen.serving.apart import ReadApart
 from dropgen.serving.batch import open_work, segment_cases
-from dropgen.serving.cases import find_cases
+from dropgen.serving.cases import Cases, Scan
 from dropgen.serving.dicom_net import Peer, receiving, require_title, send
 from dropgen.serving.interrupts import interrupt, on_signals
 from dropgen.serving.journal import AUDIT_FILE, Journal
@@ -138,14 +139,15 @@ def command(arguments: argparse.Namespace) -> None:
 
 
 def _opened(arguments: argparse.Namespace, audit: Journal) -> tuple[Model, Segment]:
-    """What `dropgen segment` would use, opened once; a series at a time, in this process."""
+    """What `dropgen segment` would use, opened once; a series at a time, each read in a process of its own."""
     alone = {"workers": None, "address": None, "in_flight": 1}
     given = argparse.Namespace(**vars(arguments), **alone, adapt=None, stable_bundle=None, uncertainty=False)
-    (model, work), asked = open_work(given, 1), Asked(arguments.modality, dicom_seg=arguments.dicom_seg)
+    model, work = open_work(given, 1, ReadApart(arguments.derived))
+    asked = Asked(arguments.modality, dicom_seg=arguments.dicom_seg)
 
     def segment(folder: Path, target: Path) -> dict[str, Any]:
-        cases = find_cases(folder, target, arguments.derived)
-        return segment_cases(cases, folder, target, model, work, audit, asked)
+        scan = Scan(folder.name, folder.name, tuple(sorted(folder.glob("*.dcm"))), series=True)
+        return segment_cases(Cases((scan,)), folder, target, model, work, audit, asked)
 
     return model, segment
 

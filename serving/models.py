@@ -17,6 +17,7 @@ from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.labelling import Labelling
 from dropgen.manifest import digest
 from dropgen.platform.bundle import WEIGHTS_FILE, read_record
+from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import Registered, resolve
 
@@ -50,6 +51,11 @@ class Model:
     def labelling(self) -> Labelling:
         """What the values of its masks mean."""
         return Labelling(self.classes, self.regions)
+
+    @property
+    def note(self) -> str:
+        """What the header of a mask says of it, which has room for 79 ASCII characters."""
+        return f"{RESEARCH_ONLY}; {self.name} {self.version}".encode("ascii", "replace").decode()[:79]
 
     @classmethod
     def of(cls, bundle: Path, uri: str) -> Model:

@@ -41,13 +41,14 @@ class Metrics:
         self._queue = self._gauge("dropgen_queue_length", "Requests for a mask that wait or are worked on", own)
         self._models = self._gauge("dropgen_loaded_models", "Models in memory", own)
         self._model_bytes = self._gauge("dropgen_loaded_model_bytes", "Bytes that they take", own)
+        self.worn = Counter("dropgen_replicas_replaced", "Replicas that kept too much memory", registry=own)
+        self._bound = self._gauge("dropgen_replica_bound_bytes", "Memory beyond which they are replaced", own)
         self._rss = self._gauge("dropgen_replica_rss_bytes", "Resident memory of the replicas", own)
         if own is None:
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
 
-    def text(self, queue: int, jobs: int, models: int, model_bytes: int) -> bytes:
-        """The page, with this replica's gauges as they are now."""
-        self.refresh(queue, models, model_bytes)
+    def text(self, jobs: int) -> bytes:
+        """The page, with every replica's gauges as they were refreshed last."""
         if folder := os.environ.get(SHARED):
             for pid in {file.stem.rpartition("_")[2] for file in Path(folder).glob("*.db")}:
                 if pid.isdecimal() and not psutil.pid_exists(int(pid)):
@@ -57,8 +58,9 @@ class Metrics:
         Gauge("dropgen_jobs_unfinished", "Jobs accepted and not finished", registry=shared).set(jobs)
         return generate_latest(self._registry) + generate_latest(shared)
 
-    def refresh(self, queue: int, models: int, model_bytes: int) -> None:
-        """Sets this replica's gauges."""
+    def refresh(self, queue: int, models: int, model_bytes: int, bound: float) -> None:
+        """Sets this replica's gauges; called every few seconds, so that any replica tells all."""
+        self._bound.set(bound)
         self._queue.set(queue)
         self._models.set(models)
         self._model_bytes.set(model_bytes)

@@ -32,6 +32,7 @@ HOMES = {
         "features/actors.py",
         "features/cluster.py",
         "features/crew.py",
+        "features/raylet.py",
         "platform/training/distributed.py",
         "tuning/",
         "serving/",

@@ -102,12 +102,14 @@ def read_series(files: Sequence[BinaryIO | Path], max_voxels: int, name: str = "
     return Series(Volume(array, affine), CLASSES[first.kind], tuple(one.index for one in slices))
 
 
-def write_header(file: BinaryIO, path: Path) -> None:
+def write_header(file: BinaryIO | Path, path: Path) -> None:
     """Writes a slice without its pixels and without private elements.
 
     Raises:
         VolumeError: It cannot be written again as it was read.
     """
+    if not isinstance(file, Path):
+        file.seek(0)
     try:
         data = dcmread(file, stop_before_pixels=True)
         data.remove_private_tags()

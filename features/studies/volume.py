@@ -123,9 +123,9 @@ def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
     write_volume(path, mask.astype(np.uint8), affine)
 
 
-def mask_to_bytes(mask: np.ndarray, affine: np.ndarray) -> bytes:
-    """A mask [X, Y, Z] as the bytes of a uint8 .nii.gz file."""
-    return _encode(mask.astype(np.uint8), affine, compress=True)
+def mask_to_bytes(mask: np.ndarray, affine: np.ndarray, note: str = "") -> bytes:
+    """A mask [X, Y, Z] as the bytes of a uint8 .nii.gz file, with a note as of `write_volume`."""
+    return _encode(mask.astype(np.uint8), affine, compress=True, note=note)
 
 
 def write_volume(path: Path, array: np.ndarray, affine: np.ndarray, note: str = "") -> None:

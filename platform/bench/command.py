@@ -18,7 +18,15 @@ from dropgen.features.bench.store import StoreBench, bench_store
 from dropgen.features.bench.timing import LEAST_REPEATS, require_repeats
 from dropgen.platform.bench.metrics import LAYOUTS, MetricsBench, bench_metrics
 from dropgen.platform.bench.options import edges, numbers, scratch, stated
-from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
+from dropgen.platform.bench.predict import (
+    LEAST_DICE,
+    MOST_MIB,
+    MOST_RATIO,
+    FeaturesBench,
+    MemoryBench,
+    bench_features,
+    bench_memory,
+)
 from dropgen.platform.bench.record import machine, write_record
 from dropgen.platform.bench.step import bench_step, contenders_of, prepare
 
@@ -29,7 +37,8 @@ Bench = Callable[[argparse.Namespace], dict[str, Any]]
 TAKEN_BY = {
     "shape": ("store", "precompute", "predict", "metrics", "segment"), "channels": ("store",),
     "crops": ("store", "step", "predict"), "workers": ("precompute",), "methods": ("step",), "part": ("predict",),
-    "scans": ("segment",), "repeats": ("store", "precompute", "step", "predict", "metrics", "segment"),
+    "classes": ("predict",), "scans": ("segment",),
+    "repeats": ("store", "precompute", "step", "predict", "metrics", "segment"),
     "edges": ("serve",), "requests": ("serve",), "clients": ("serve",), "replicas": ("serve",),
 }  # fmt: skip
 
@@ -154,7 +163,7 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = edges("--shape", arguments.shape)
     if shape is not None and len(parts) > 1:
         raise ConfigError("--shape is of one part's volume; name that with --part memory or --part features")
-    given = stated({"shape": shape, "crop": crop, "repeats": arguments.repeats})
+    given = stated({"shape": shape, "crop": crop, "classes": arguments.classes, "repeats": arguments.repeats})
     found = machine()
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
@@ -185,11 +194,16 @@ def _predicted(row: Mapping[str, Any]) -> str:
         text += f" (planned {row['planned_mib']})"
     if row["part"] == "memory":
         agreement = "" if row["least_dice"] is None else f", least Dice with whole logits {row['least_dice']:.5f}"
-        return text + agreement
+        return f"{text}{agreement}{_promise(row, f'below {MOST_MIB:.0f} MiB')}"
     return (
         f"{text}, {row['ratio_to_windows']:.3f} x extracting in every window (floor {row['floor_flops']:.3f} by FLOPs, "
         f"{row['floor_seconds']:.3f} by the calls' seconds), Dice between the two {row['mean_dice']:.4f}"
+        f"{_promise(row, f'at most {MOST_RATIO} x, Dice beyond {LEAST_DICE}')}"
     )
+
+
+def _promise(row: Mapping[str, Any], promise: str) -> str:
+    return "" if row["met"] is None else f"; promised {promise}: {'kept' if row['met'] else 'broken'}"
 
 
 BENCHES: dict[str, Bench] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -29,13 +29,15 @@ from dropgen.platform.bench.predict_run import PEERS, PLAIN, SLABS, Run, run_fea
 from dropgen.platform.evaluation.inference import window_boxes
 from dropgen.platform.evaluation.memory import plan_memory
 from dropgen.platform.evaluation.metrics import dice
-from dropgen.platform.networks import build_network
+from dropgen.platform.networks import build_network, require_crop_fits
 from dropgen.platform.segmenter import Segmenter
 
 FULL_SCALE = 1000  # of the int16 that scanners write
 VOLUME, IMAGE, MIND = "volume.nii", "image", "mind"
 ONCE, WINDOWS = "once per volume", "in every window"
 MIB = 2**20
+MOST_MIB = 4e9 / MIB  # beside the model, at the default size
+MOST_RATIO, LEAST_DICE = 0.75, 0.99  # likewise, of features extracted once
 SMALL, PAPER = Network(base=2, downs=1, convs=1), Network(base=20, downs=5)
 
 T = TypeVar("T")
@@ -88,10 +90,11 @@ def bench_memory(spec: MemoryBench, folder: Path, on_run: Callable[[], None] = l
 
     Returns:
         Rows `bench, part, peer, median_s, raw_s, peak_mib, raw_peak_mib, loaded_mib, beside_mib, planned_mib,
-        least_dice, unavailable`. `peak_mib` is the process's most resident memory, `loaded_mib` what it held with the
-        model loaded and nothing read, `beside_mib` their difference, `planned_mib` what was planned for that;
+        least_dice, met, unavailable`. `peak_mib` is the process's most resident memory, `loaded_mib` what it held with
+        the model loaded and nothing read, `beside_mib` their difference, `planned_mib` what was planned for that;
         `least_dice` is the least over the classes of the agreement with the mask of the whole logits, by the same
-        network. The last row is DropGen on MIND, whose features follow the windows.
+        network; `met`, at the default size, is whether our own way stays below `MOST_MIB`. The last row is DropGen on
+        MIND, whose features follow the windows.
 
     Raises:
         ConfigError: The volume is smaller than a window, or there is no round.
@@ -121,6 +124,7 @@ def bench_memory(spec: MemoryBench, folder: Path, on_run: Callable[[], None] = l
             "planned_mib": planned[bundle] if peer == SLABS else None,
             "least_dice": _least(_agreement(_mask(folder, name), plain, spec.classes))
             if made and plain is not None and bundle == IMAGE else None,
+            "met": row["beside_mib"] < MOST_MIB if made and peer == SLABS and _is_default(spec) else None,
             "unavailable": None if made else "its process was killed: the machine has too little memory for it",
         })  # fmt: skip
     return rows
@@ -134,8 +138,9 @@ def bench_features(
     Returns:
         Rows `bench, part, peer, median_s, raw_s, peak_mib, raw_peak_mib, loaded_mib, beside_mib, planned_mib,
         network_s, extractor_s, network_windows, extractor_calls, ratio_to_windows, floor_flops, floor_seconds,
-        mean_dice, least_dice, unavailable`. The floors are what the ratio would be if nothing but network and extractor
-        took time: by their floating-point operations, and by the seconds that their calls took.
+        mean_dice, least_dice, met, unavailable`. The floors are what the ratio would be if nothing but network and
+        extractor took time: by their floating-point operations, and by the seconds that their calls took. `met`, at the
+        default size, is whether extracting once takes at most `MOST_RATIO` and the masks agree beyond `LEAST_DICE`.
 
     Raises:
         ConfigError: As `bench_memory`.
@@ -157,7 +162,10 @@ def bench_features(
     windows = len(window_boxes(spec.shape, (spec.crop,) * 3, 0.5, 0))
     by_flops, by_seconds = _flops_floor(spec, windows), _seconds_floor(runs)
     agreement = _agreement(_mask(folder, ONCE), _mask(folder, WINDOWS), spec.classes)
-    base = median(run.seconds for run in runs[WINDOWS])
+    often = median(run.seconds for run in runs[WINDOWS])
+    ratios = {name: median(run.seconds for run in made) / often for name, made in runs.items()}
+    mean = float(np.nanmean(agreement))
+    met = ratios[ONCE] <= MOST_RATIO and mean > LEAST_DICE if _is_default(spec) else None
     return [
         {"bench": "predict", "part": "features", "peer": name} | _spread(made) | {
             "planned_mib": planned[name],
@@ -165,11 +173,12 @@ def bench_features(
             "extractor_s": median(run.extractor_s for run in made),
             "network_windows": windows,
             "extractor_calls": made[0].extractor_calls,
-            "ratio_to_windows": median(run.seconds for run in made) / base,
+            "ratio_to_windows": ratios[name],
             "floor_flops": by_flops if name == ONCE else 1.0,
             "floor_seconds": by_seconds if name == ONCE else 1.0,
-            "mean_dice": float(np.nanmean(agreement)),
+            "mean_dice": mean,
             "least_dice": _least(agreement),
+            "met": met if name == ONCE else None,
             "unavailable": None,
         }
         for name, made in runs.items()
@@ -253,6 +262,11 @@ def _seconds_floor(runs: dict[str, list[Run]]) -> float:
     return (network + once) / (network + often)
 
 
+def _is_default(spec: MemoryBench | FeaturesBench) -> bool:
+    """Whether this is what was promised of; more rounds are no other question."""
+    return replace(spec, repeats=type(spec).repeats) == type(spec)()
+
+
 def _write_volume(folder: Path, shape: tuple[int, int, int]) -> None:
     field = make_features(1, shape)[0].astype(np.float32)
     write_volume(folder / VOLUME, np.rint(FULL_SCALE * field).astype(np.int16), np.eye(4))
@@ -285,5 +299,6 @@ def _require(spec: MemoryBench | FeaturesBench) -> None:
     edges: tuple[int, ...] = spec.shape  # the command line may name more or fewer
     if len(edges) != 3 or min(edges) < spec.crop:
         raise ConfigError(f"--shape = {spec.shape}: a volume has three axes of at least a window's {spec.crop} voxels")
+    require_crop_fits(spec.network, (spec.crop,) * 3)
     if spec.repeats < 1:
         raise ConfigError(f"--repeats = {spec.repeats}: a benchmark needs at least 1 round")

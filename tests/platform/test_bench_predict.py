@@ -14,7 +14,7 @@ from dropgen.features.studies.volume import read_volume
 from dropgen.platform.bench import predict
 from dropgen.platform.bench.predict import FeaturesBench, MemoryBench, bench_features, bench_memory
 from dropgen.platform.bench.predict_model import anatomix_like, image_alone
-from dropgen.platform.bench.predict_run import PEERS, run_features, run_peer
+from dropgen.platform.bench.predict_run import PEERS, Run, run_features, run_peer
 from dropgen.platform.evaluation.inference import window_boxes
 
 LIBRARIES_MIB = 150  # what kernels and caches of PyTorch come to once they are used
@@ -45,6 +45,7 @@ def test_every_peer_makes_the_mask_of_the_whole_logits(tmp_path: Path, here: Non
     assert all(row["least_dice"] > 0.999 for row in rows[:-1])
     assert rows[-1]["least_dice"] is None  # another network, on other inputs
     assert [row["planned_mib"] is not None for row in rows] == [True, False, False, True]
+    assert {row["met"] for row in rows} == {None}  # nothing was promised of this size
 
 
 def test_a_run_of_its_own_process_says_what_it_held(tmp_path: Path) -> None:
@@ -89,16 +90,31 @@ def test_a_model_of_window_features_extracts_in_every_window(tmp_path: Path) -> 
 
 
 def test_the_verb_writes_its_record(tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "predict", "--part", "memory", "--shape", "20,18,16", "--crops", "16", "--json"]
+    words = ["bench", "predict", "--part", "memory", "--shape", "20,18,16", "--crops", "16", "--classes", "3", "--json"]
     assert main([*words, "--root", str(tmp_path)]) == 0
     document = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "bench" / "predict.json").read_text())["rows"] == document["rows"]
-    assert document["settings"]["memory"]["crop"] == 16
+    assert (document["settings"]["memory"]["crop"], document["settings"]["memory"]["classes"]) == (16, 3)
+
+
+@pytest.mark.parametrize(("beside", "met"), [(3814, True), (3815, False)])
+def test_at_the_promised_size_our_own_rows_say_whether_the_promise_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: int, met: bool
+) -> None:
+    def run(work: Any, peer: str, bundle: Path, volume: Path, mask: Path) -> Run:
+        np.save(mask, np.zeros(1, np.uint8))
+        return Run(1.0, 2**20, (1 + beside) * 2**20)
+
+    monkeypatch.setattr(predict, "_alone", run)
+    monkeypatch.setattr(predict, "_write_volume", lambda folder, shape: None)
+    rows = bench_memory(MemoryBench(repeats=2), tmp_path)
+    assert [row["met"] for row in rows] == [met, None, None, met]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(("--shape", "20,18,16"), "--part"), (("--part", "memory", "--shape", "20,18,16"), "at least a window's 64"),
+     (("--part", "features", "--shape", "64,64,64", "--crops", "32"), "64"),
      (("--crops", "16,32"), "windows of one size"), (("--workers", "2"), "belongs to bench precompute"),
      (("--part", "memory", "--shape", "64,64,64", "--repeats", "0"), "at least 1 round")],
 )  # fmt: skip

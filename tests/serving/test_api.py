@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from html import unescape
 from pathlib import Path
 
@@ -46,6 +46,8 @@ def test_mask_is_the_segmenters_own_on_the_grid_that_was_sent(
     expected = segmenter.predict(volume)
     np.testing.assert_array_equal(mask.array, expected)
     assert expected.any()
+    note = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content)).header["descrip"].item()
+    assert note == b"research use only; blobs 1"
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-5)  # NIfTI stores float32
     assert answer.headers["X-Dropgen-Version"] == "1"
     assert answer.headers["X-Dropgen-Use"] == "research use only"
@@ -264,6 +266,35 @@ def test_a_mask_that_takes_too_long_is_a_504_with_a_sentence(
     answer = call(build(registry, answer_seconds=0.01), "POST", "/v1/segment", content=nifti(oblique_volume(8).array))
     assert answer.status_code == 504
     assert "/v1/jobs" in answer.json()["error"]
+
+
+def test_a_body_that_trickles_is_a_408_with_a_sentence_that_leaves_nothing(registry: Path) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield nifti(GOOD)[:100]
+        await asyncio.sleep(60)
+
+    api, spool = build(registry, caps=Caps(seconds=0.05)), registry / "service" / "spool"
+    others = set(spool.iterdir())  # of requests that took too long and are still worked on
+    answer = call(api, "POST", "/v1/segment", content=trickle())
+    assert answer.status_code == 408, answer.text
+    assert "did not arrive within 0.05 s" in answer.json()["error"]
+    assert set(spool.iterdir()) <= others
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "names"),
+    [
+        ("/v1/segment", {"params": {"modality": "x" * 65}}, "modality: "),
+        ("/v1/jobs", {"params": {"source": "x" * 1025}}, "source: "),
+        ("/v1/jobs", {"headers": {"Idempotency-Key": "a/b"}}, "idempotency-key: "),
+    ],
+)
+def test_a_parameter_of_the_wrong_form_is_a_422_that_names_it(
+    api: FastAPI, path: str, request_: dict[str, object], names: str
+) -> None:
+    answer = call(api, "POST", path, content=nifti(GOOD), **request_)
+    assert answer.status_code == 422
+    assert answer.json()["error"].lower().startswith(names)
 
 
 def test_what_took_too_long_keeps_its_place_until_it_ends_and_leaves_nothing(

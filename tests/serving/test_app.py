@@ -27,8 +27,10 @@ from dropgen.features.studies.volume import Volume, read_mask, volume_from_bytes
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.tracking import fetch, register
 from dropgen.platform.train import Workbench, train_trial, trials_of
+from dropgen.serving.app import application
 from dropgen.serving.client import Client
-from dropgen.serving.tokens import VARIABLE, client_token
+from dropgen.serving.replica import Deployment
+from dropgen.serving.tokens import VARIABLE, Tokens, client_token
 from tests_support.tiny import fill_store, tiny_experiment
 
 START_SECONDS, STOP_SECONDS = 180, 60
@@ -70,11 +72,11 @@ def registered(tmp_path_factory: pytest.TempPathFactory, oblique_volume: Callabl
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(root: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """`dropgen serve` as a shell starts it: a process group of its own, which Ctrl-C reaches whole."""
     command = [sys.executable, "-m", "dropgen", "serve", "--name", "tiny", "--port", "0", "--json", "--root", str(root)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     family = psutil.Process(process.pid)
     try:
@@ -87,6 +89,10 @@ def serving(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def replicas_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [relative for relative in family_of(process) if "ServeReplica" in "".join(relative.cmdline()[:1])]
 
 
 def assert_gone(family: list[psutil.Process]) -> None:
@@ -178,6 +184,50 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
 
 @pytest.mark.nightly
 @pytest.mark.slow
+def test_a_replica_that_keeps_too_much_memory_is_replaced_and_no_request_is_lost(registered: Registered) -> None:
+    with serving(registered.root, "--margin-gb", "0.001") as server:  # the first mask leaves more than that behind
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        token = client_token(registered.root, None, url)
+        client, (first,) = Client(url, token), replicas_of(server)
+        mask = client.segment(registered.case.image)
+        deadline = time.monotonic() + START_SECONDS
+        while first.is_running() or not replicas_of(server):
+            assert time.monotonic() < deadline
+            again = client.segment(registered.case.image)  # waits while the one ends and the other starts
+            np.testing.assert_array_equal(again.array, mask.array)
+            time.sleep(0.5)
+        headers = {"Authorization": f"Bearer {token}"}
+        while not (answer := httpx.get(f"{url}/metrics", headers=headers)).is_success:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert "dropgen_replicas_replaced_total 1.0" in answer.text
+        os.killpg(server.pid, signal.SIGINT)
+        _, err = server.communicate(timeout=STOP_SECONDS)
+        assert server.returncode == 0, err
+    lines = (registered.root / "service" / "requests.jsonl").read_text().splitlines()
+    events = [line for line in map(json.loads, lines) if "event" in line]
+    assert events
+    assert all(event["rss_bytes"] > event["bound_bytes"] for event in events)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_what_a_replica_died_of_is_told_in_one_sentence_and_another_takes_its_place(registered: Registered) -> None:
+    with serving(registered.root) as server:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        client, (victim,) = Client(url, client_token(registered.root, None, url)), replicas_of(server)
+        time.sleep(5)  # it is known to those who watch
+        victim.kill()
+        assert client.segment(registered.case.image).array.any()
+        os.killpg(server.pid, signal.SIGINT)
+        _, err = server.communicate(timeout=STOP_SECONDS)
+        assert err.count("a replica died, its process was killed, likely for want of memory; Serve starts another") == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_termination_while_starting_leaves_nothing(registered: Registered) -> None:
     with serving(registered.root) as server:
         deadline = time.monotonic() + START_SECONDS
@@ -225,6 +275,24 @@ def test_an_open_address_without_a_token_is_refused_also_when_told_not_to_care(
     assert main(["serve", "--host", "0.0.0.0", "--insecure", "--root", str(tmp_path)]) == 2
     assert "--insecure would let everybody" in capsys.readouterr().err
     assert not (tmp_path / "service").exists()
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(1, None), (4, (1, 4, 2))])
+def test_more_replicas_are_asked_for_under_load_alone_and_up_to_the_stated_number(
+    tmp_path: Path, most: int, wanted: tuple[int, int, int] | None
+) -> None:
+    plan = Deployment(tmp_path, "tiny@champion", Tokens({}), 1, most)
+    scaling = application(plan, threads=1, gpus=0)._bound_deployment._deployment_config.autoscaling_config
+    asked = None if scaling is None else (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
+    assert asked == wanted
+
+
+@pytest.mark.parametrize("margin", ["-1", "nan"])
+def test_a_margin_that_no_replica_keeps_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], margin: str
+) -> None:
+    assert main(["serve", f"--margin-gb={margin}", "--root", str(tmp_path)]) == 2
+    assert "would replace every replica" in capsys.readouterr().err
 
 
 def test_no_replica_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from dropgen.__main__ import main
 from dropgen.errors import ConfigError, ResourceError, ServiceError
-from dropgen.features.studies.volume import Volume, read_mask, read_volume, write_volume
+from dropgen.features.studies.volume import Volume, read_mask, read_note, read_volume, write_volume
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.batch import Asked
 from dropgen.serving.cases import Scan, find_cases
@@ -63,6 +63,14 @@ def test_masks_are_the_segmenters_own_with_voxels_counted(
         np.testing.assert_array_equal(mask.array, segmenter.predict(scan))
         np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-5)
         assert [int(row["voxels left"]), int(row["voxels right"])] == [(mask.array == 1).sum(), (mask.array == 2).sum()]
+
+
+def test_a_mask_says_in_its_header_who_made_it_and_what_it_is_for(scans: Path, tmp_path: Path, bundle: Path) -> None:
+    assert main(["segment", str(scans), str(tmp_path / "masks"), "--bundle", str(bundle), "--root", str(tmp_path)]) == 0
+    note = read_note(tmp_path / "masks" / "anna.nii.gz")
+    assert note is not None
+    assert note.startswith("research use only; toy ")
+    assert Model.of(bundle, "").version.startswith(note.rpartition(" ")[2])
 
 
 def test_broken_file_costs_that_file_only(

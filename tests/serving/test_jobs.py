@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dropgen.serving.jobs import LOCK, MAX_ATTEMPTS, RECORD, VOLUME, Jobs, UnknownJobError
+from dropgen.serving.jobs import LOCK, MAX_ATTEMPTS, RECORD, VOLUME, CancelledError, Jobs, UnknownJobError
 
 
 @pytest.fixture
@@ -92,7 +92,8 @@ def test_cancelling_ends_a_waiting_job_at_once_and_a_running_one_when_it_looks_u
     with jobs.claim() as folder:
         assert folder is not None
         assert jobs.cancel(running, "anna")["state"] == "running"
-        assert jobs.cancelled(folder)
+        with pytest.raises(CancelledError):
+            jobs.require_wanted(folder)
     with jobs.claim() as folder:
         assert folder is None
     assert jobs.read(running, "anna")["state"] == "cancelled"

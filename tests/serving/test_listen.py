@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dropgen.__main__ import main
-from dropgen.errors import ConfigError, ServiceError, VolumeError
+from dropgen.errors import ConfigError, ServiceError, TooLargeError, VolumeError
 from dropgen.features.studies.volume import Volume, read_mask
 from dropgen.manifest import REPOSITORY
+from dropgen.serving.apart import ReadApart
+from dropgen.serving.cases import Scan
 from dropgen.serving.dicom_net import Peer, receiving, send
 from dropgen.serving.journal import Journal
 from dropgen.serving.listen import Listener
@@ -32,7 +35,8 @@ from tests_support.orthanc import free_port, running
 
 net = pytest.importorskip("pynetdicom", reason="pynetdicom is not installed: pip install 'dropgen[dicom-net]'")
 
-GOOD, GAP, SCOUT = UID("1.2.3.4"), UID("1.2.3.5"), UID("1.2.3.6")
+GOOD, GAP, SCOUT, HOSTILE = (UID(f"1.2.3.{number}") for number in (4, 5, 6, 7))
+PIXELS = bytes.fromhex("e07f1000") + b"OW\0\0"  # tag and VR of Pixel Data, before its length
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.66.4")
 
 
@@ -226,6 +230,36 @@ def told(root: Path) -> dict[str, dict[str, Any]]:
     return {line["series"]: line for line in lines}
 
 
+def claim_4_gib(path: Path) -> None:
+    """Lets a slice say that its pixels are more than any memory holds."""
+    content = bytearray(path.read_bytes())
+    at = content.index(PIXELS) + len(PIXELS)
+    content[at : at + 4] = bytes.fromhex("f0ffffff")
+    path.write_bytes(content)
+
+
+def test_a_hostile_series_costs_its_reader_and_nothing_of_this_process(tmp_path: Path, slices: Any) -> None:
+    folder, read = tmp_path / HOSTILE, ReadApart()
+    folder.mkdir()
+    for index, one in enumerate(slices(HOSTILE)):
+        one.save_as(folder / f"{index}.dcm", enforce_file_format=True)
+    scan = Scan(str(HOSTILE), str(HOSTILE), tuple(sorted(folder.glob("*.dcm"))), series=True)
+    here = scan.load()
+    with read(scan) as loaded:
+        np.testing.assert_array_equal(loaded.volume.array, here.volume.array)
+        np.testing.assert_array_equal(loaded.volume.affine, here.volume.affine)
+        headers = [dcmread(path) for path in loaded.slices]
+    order = [dcmread(path).InstanceNumber for path in here.slices]
+    assert ([header.InstanceNumber for header in headers], loaded.tag) == (order, "CT")
+    assert not any("PixelData" in header for header in headers)
+    claim_4_gib(folder / "3.dcm")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooLargeError, match="the series takes more memory to read than its header"), read(scan):
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
+    assert {path.suffix for path in folder.iterdir()} == {".dcm"}
+
+
 @pytest.mark.slow
 def test_every_accepted_series_ends_as_a_pushed_dicom_seg_or_in_quarantine_though_the_listener_is_killed(
     tmp_path: Path, bundle: Path, slices: Any
@@ -239,18 +273,20 @@ def test_every_accepted_series_ends_as_a_pushed_dicom_seg_or_in_quarantine_thoug
     with archive.listening() as peer:
         words = ("--accept", "SCANNER", "--to", str(peer), "--quiet")
         with listen(root, bundle, *words, "600") as (process, port):
-            for images in (slices(), gap, scout):
+            for images in (slices(), gap, scout, slices(HOSTILE)):
                 assert set(push(port, images)) == {0}
             os.kill(process.pid, signal.SIGKILL)
+        claim_4_gib(root / "listen" / "incoming" / HOSTILE / f"{HOSTILE}.3.dcm")
         assert told(root) == {}
         with listen(root, bundle, *words, "1") as (process, port):
-            wait_for(lambda: len(told(root)) == 3)
+            wait_for(lambda: len(told(root)) == 4)
             process.terminate()
             assert process.wait(30) == 0
     ended = told(root)
     assert {uid: line["outcome"] for uid, line in ended.items()} == {
-        str(GOOD): "done", str(GAP): "quarantined", str(SCOUT): "quarantined",
+        str(GOOD): "done", str(GAP): "quarantined", str(SCOUT): "quarantined", str(HOSTILE): "quarantined",
     }  # fmt: skip
+    assert "more memory to read than its header promises" in ended[str(HOSTILE)]["cause"]
     assert "1 missing between slices 4 and 2" in ended[str(GAP)]["cause"]
     assert "localizer" in ended[str(SCOUT)]["cause"]
     (seg,) = archive.kept
@@ -263,7 +299,7 @@ def test_every_accepted_series_ends_as_a_pushed_dicom_seg_or_in_quarantine_thoug
     assert [line["sop_instance_uid"] for line in lines] == [seg.SOPInstanceUID] * 2
     assert (lines[1]["stored"], lines[1]["received_from"]) == (str(peer), "SCANNER")
     left = {path.name for path in (root / "listen").glob("*/*") if path.is_dir()}
-    assert left == {str(GOOD), str(GAP), str(SCOUT)}
+    assert left == {str(GOOD), str(GAP), str(SCOUT), str(HOSTILE)}
     assert not (root / "listen" / "ready" / GOOD).exists()
     log = (tmp_path / "listen.log").read_text() + json.dumps(lines) + json.dumps(ended)
     assert "Meier" not in log

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dropgen.features.cluster import connect
 from dropgen.features.studies.volume import Volume, write_volume
 from dropgen.platform.evaluation.memory import MemoryPlan
 from dropgen.platform.segmenter import Segmenter
-from dropgen.serving import crew
+from dropgen.serving import batch, crew
 from dropgen.serving.backend import LocalModel, Recipe, StoppedError
 from dropgen.serving.cases import Scan, find_cases
 from dropgen.serving.ledger import Outcome
@@ -294,3 +295,9 @@ def test_numbers_of_workers_that_cannot_be_are_refused(
     model = [] if "--url" in words else ["--bundle", str(bundle)]
     assert main(["segment", str(study), str(tmp_path / "masks"), *model, *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("scans", "own"), [(19, False), (20, True)])
+def test_a_study_of_twenty_scans_has_a_process_of_its_own_unless_told_otherwise(scans: int, own: bool) -> None:
+    assert (batch._workers(Namespace(workers=None, address=None), scans) > 0) == own
+    assert batch._workers(Namespace(workers=0, address=None), scans) == 0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.volume import volume_from_bytes
-from dropgen.serving.decode import _environment, decode
+from dropgen.serving.decode import Wanted, _environment, decode
 from dropgen.serving.header import HEADER_BYTES, check_header
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 
@@ -156,7 +156,7 @@ def test_flipped_bits_give_a_typed_error_within_a_second_and_no_header_passes_th
 
 def test_the_reader_in_its_own_process_gives_the_same_voxels(tmp_path: Path) -> None:
     received = take(nifti(), tmp_path / "volume.nii")
-    decoded = decode(received.path, tmp_path / "voxels.npy", 120)
+    decoded = decode(Wanted(received.path, tmp_path / "voxels.npy", 120))
     assert decoded.modality is None
     volume = decoded.volume
     np.testing.assert_array_equal(volume.array, SMALL)
@@ -167,7 +167,7 @@ def test_a_refusal_of_the_reader_names_no_path(tmp_path: Path) -> None:
     path = tmp_path / "meier_anna.nii"
     path.write_bytes(nifti(np.full((4, 4, 4), np.nan, np.float32)))
     with pytest.raises(VolumeError, match=r"voxel \[0, 0, 0\]") as caught:
-        decode(path, tmp_path / "voxels.npy", 64)
+        decode(Wanted(path, tmp_path / "voxels.npy", 64))
     assert "meier" not in str(caught.value)
 
 
@@ -183,4 +183,4 @@ def test_a_file_that_needs_more_than_its_limits_kills_its_reader_only(tmp_path: 
         file.write(patched(42, "<3h", 700, 700, 700)[:352])
         file.truncate(352 + 4 * 700**3)
     with pytest.raises(TooLargeError):  # 343 million voxels, where 1 is promised
-        decode(path, tmp_path / "voxels.npy", 1)
+        decode(Wanted(path, tmp_path / "voxels.npy", 1))
