@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dropgen.config import Frozen
 from dropgen.errors import StudyError, closest
-from dropgen.features.studies.sources import COLUMNS, Row, case_id
+from dropgen.features.studies.sources import CHANNEL, IMAGE, Row, case_id, row_of
 from dropgen.features.studies.splits import SPLITS, Split, shuffled
 
 KEPT = ("subject", "domain", "modality", "id")  # columns of a manifest; any other name pairs labels with images
@@ -32,7 +32,9 @@ class Patterns(Frozen):
 
     Attributes:
         folder: What the patterns start from; relative to the study's YAML file.
-        images: Pattern of every image, with `{subject}` in it.
+        images: Pattern of every image, with `{subject}` in it; of images of several channels a pattern for each, by
+            the channel's name. A case is an image of the first channel with those of the others that agree with it in
+            every name that both patterns keep.
         labels: Pattern of every label; one belongs to the images with which it shares all that both patterns keep.
         splits: Of every split its people, or its share of all people, who are then shuffled by the split's seed.
         domains: Of a split the domains that it takes; all of them where it is not named.
@@ -40,7 +42,7 @@ class Patterns(Frozen):
     """
 
     folder: str = "."
-    images: str
+    images: str | dict[str, str]
     labels: str
     splits: dict[Split, float | tuple[str, ...]] = Field(min_length=1)
     domains: dict[Split, tuple[str, ...]] = Field(default_factory=dict)
@@ -48,9 +50,12 @@ class Patterns(Frozen):
 
     @field_validator("images")
     @classmethod
-    def _tells_people_apart(cls, images: str) -> str:
-        if "{subject}" not in images:
-            raise ValueError("the pattern needs {subject}, because splits go by people")
+    def _tells_people_apart(cls, images: str | dict[str, str]) -> str | dict[str, str]:
+        if isinstance(images, dict) and len(images) < 2:
+            raise ValueError("name at least two channels, or give one pattern")
+        for pattern in [images] if isinstance(images, str) else images.values():
+            if "{subject}" not in pattern:
+                raise ValueError(f"the pattern needs {{subject}}, because splits go by people: {pattern}")
         return images
 
     @field_validator("splits", mode="before")
@@ -69,12 +74,19 @@ class Patterns(Frozen):
             raise ValueError("splits are lists of people or shares of all people, not both")
         if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > WHOLE):
             raise ValueError(f"the shares {', '.join(f'{share:g}' for share in shares)} of splits must sum to 1")
-        if self.domains and "{domain}" not in self.images:
+        if self.domains and "{domain}" not in next(iter(self.by_column.values())):
             raise ValueError("domains chooses by {domain}, which the pattern of images does not hold")
         for split in self.domains:
             if split not in self.splits:
                 raise ValueError(f"domains names split {split}, and splits does not")
         return self
+
+    @property
+    def by_column(self) -> dict[str, str]:
+        """The patterns of images by the column that a manifest would have for them."""
+        if isinstance(self.images, str):
+            return {IMAGE: self.images}
+        return {CHANNEL + name: pattern for name, pattern in self.images.items()}
 
 
 @dataclass(frozen=True)
@@ -133,18 +145,19 @@ def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
         StudyError: No image is found, an image of training or validation has no label, an image has several, a label
             has no image, or a person is in no split or in several; all are listed.
     """
-    images, labels = Pattern(patterns.images, folder), Pattern(patterns.labels, folder)
+    (column, first), *others = patterns.by_column.items()
+    images, labels = Pattern(first, folder), Pattern(patterns.labels, folder)
     masks, misfits = labels.found()
     found, problems = images.found()
     found = {image: kept for image, kept in found.items() if image not in masks}
     if not found and not problems:
-        raise StudyError(f"no NIfTI file in {folder} fits images: '{patterns.images}'; correct the pattern or folder")
+        raise StudyError(f"no NIfTI file in {folder} fits images: '{first}'; correct the pattern or folder")
     split_of, wrong = _assigned(patterns, found)
     problems += misfits + wrong + _unknown_domains(patterns, found)
-    shared = sorted(images.names & labels.names)
-    by_key: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-    for mask, kept in masks.items():
-        by_key[_values(kept, shared)].append(mask)
+    by_key, shared = _grouped(masks, images.names & labels.names)
+    channels: dict[Path, dict[str, str]] = {image: {column: str(image)} for image in found}
+    for column, text in others:
+        problems += _add_channel(channels, found, images, column, Pattern(text, folder))
     rows = []
     for image, kept in found.items():
         split = split_of.get(kept["subject"])
@@ -155,14 +168,47 @@ def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
             problems.append(f"{image}: {len(fitting)} labels fit it, {', '.join(map(str, fitting))}; narrow 'labels'")
         elif not fitting and split != "test":
             problems.append(f"{image}: no label fits '{patterns.labels}' and split {split} needs one")
-        row = dict.fromkeys(COLUMNS, "") | {name: kept[name] for name in KEPT if name in kept}
-        row |= {"image": str(image), "label": str(fitting[0]) if fitting else "", "split": split}
+        row = row_of(channels[image], label=str(fitting[0]) if fitting else "", split=split)
+        row |= {name: kept[name] for name in KEPT if name in kept}
         rows.append(row | {"id": row["id"] or case_id(image)})
     used = {_values(kept, shared) for kept in found.values()}
     problems += [f"{mask}: label without an image" for mask, kept in masks.items() if _values(kept, shared) not in used]
     if problems:
         raise StudyError(f"{folder} cannot be read by the patterns of the study:", problems)
     return rows
+
+
+def _add_channel(
+    channels: Mapping[Path, dict[str, str]],
+    found: Mapping[Path, Mapping[str, str]],
+    images: Pattern,
+    column: str,
+    other: Pattern,
+) -> list[str]:
+    """Puts the images of one more channel beside those of the first; what does not fit, one line each."""
+    files, problems = other.found()
+    by_key, shared = _grouped(files, images.names & other.names)
+    name = column.removeprefix(CHANNEL)
+    for image, kept in found.items():
+        fitting = by_key.pop(_values(kept, shared), [])
+        if len(fitting) == 1:
+            channels[image][column] = str(fitting[0])
+        else:
+            told = f"{len(fitting)} images of channel {name} fit" if fitting else f"no image of channel {name} fits"
+            problems.append(f"{image}: {told} '{other.text}'; a case has one")
+    left = [path for paths in by_key.values() for path in paths]
+    return problems + [f"{path}: of channel {name}, without an image of the first channel" for path in left]
+
+
+def _grouped(
+    files: Mapping[Path, Mapping[str, str]], names: Iterable[str]
+) -> tuple[dict[tuple[str, ...], list[Path]], list[str]]:
+    """Files by what is kept of their paths under these names, and the names in the order of the keys."""
+    shared = sorted(names)
+    by_key: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for path, kept in files.items():
+        by_key[_values(kept, shared)].append(path)
+    return by_key, shared
 
 
 def _assigned(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, Split], list[str]]:
@@ -177,7 +223,8 @@ def _assigned(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]) -> tu
     for person in sorted({person for person, _ in named} | set(people)):
         splits = [split for one, split in named if one == person]
         if person not in example:
-            problems.append(f"subject {person}: named in {splits[0]}, and no image of '{patterns.images}' is theirs")
+            pattern = next(iter(patterns.by_column.values()))
+            problems.append(f"subject {person}: named in {splits[0]}, and no image of '{pattern}' is theirs")
         elif len(splits) > 1:
             problems.append(f"subject {person}: in {' and '.join(splits)}; one place takes them ({example[person]})")
         elif not splits:
