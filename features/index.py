@@ -42,8 +42,8 @@ class CaseKeys:
 class StudyIndex:
     """The entries of every case of a study, for one extractor.
 
-    A volume's key covers the content of the image's files, one per channel, and how it is prepared; a label's key its own file's
-    content and the volume's key; a features key the volume's key, the extractor's fingerprint and the stored
+    A volume's key covers the content of the image's files, one per channel, and how it is prepared; a label's key its
+    own file's content and the volume's key; a features key the volume's key, the extractor's fingerprint and the stored
     type. So a corrected label changes the label's key alone, and studies over the same files share entries.
 
     Attributes:

@@ -35,6 +35,7 @@ class Extractor(Protocol):
         channels: Number of feature channels C.
         multiple: Every axis must be divisible by this.
         min_size: Every axis must be at least this.
+        tile_bytes: The most memory per voxel and channel while a tile is extracted, beside the output.
         fingerprint: Covers weights, options and code version; keys the store.
     """
 
@@ -43,11 +44,8 @@ class Extractor(Protocol):
     channels: int
     multiple: int
     min_size: int
+    tile_bytes: int
     fingerprint: str
-
-    @property
-    def tile_bytes(self) -> int:
-        """The most memory per voxel and channel while a tile is extracted, beside the output."""
 
     @property
     def locality(self) -> int | Literal["global"]:

@@ -34,12 +34,9 @@ class EachChannel:
         self.channels = count * extractor.channels
         self.multiple = extractor.multiple
         self.min_size = extractor.min_size
+        # The results of all channels, and the work on one of them at a time.
+        self.tile_bytes = FLOAT + -(-extractor.tile_bytes // count)
         self.fingerprint = f"{extractor.fingerprint}-x{count}"
-
-    @property
-    def tile_bytes(self) -> int:
-        """The results of all channels, and the work on one of them at a time."""
-        return FLOAT + -(-self._extractor.tile_bytes // self._count)
 
     @property
     def locality(self) -> int | Literal["global"]:

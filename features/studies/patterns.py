@@ -134,6 +134,37 @@ class Pattern:
         return re.compile("".join([*parts, re.escape(self.text[end:])]))
 
 
+@dataclass(frozen=True)
+class Partners:
+    """Files that go with the images of the first channel by what both patterns keep: labels, or another channel.
+
+    Attributes:
+        text: The pattern.
+        files: Each with what is kept of its path.
+        shared: The names that both patterns keep.
+    """
+
+    text: str
+    files: Mapping[Path, Mapping[str, str]]
+    shared: tuple[str, ...]
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[str, ...], list[Path]]:
+        grouped: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+        for path, kept in self.files.items():
+            grouped[_values(kept, self.shared)].append(path)
+        return grouped
+
+    def of(self, kept: Mapping[str, str]) -> list[Path]:
+        """Those of one image."""
+        return self._by_key.get(_values(kept, self.shared), [])
+
+    def alone(self, found: Iterable[Mapping[str, str]]) -> list[Path]:
+        """Those of no image."""
+        used = {_values(kept, self.shared) for kept in found}
+        return [path for path, kept in self.files.items() if _values(kept, self.shared) not in used]
+
+
 def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
     """Lists the cases of a study whose files are found by their names; no volume is opened.
 
@@ -143,72 +174,51 @@ def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
 
     Raises:
         StudyError: No image is found, an image of training or validation has no label, an image has several, a label
-            has no image, or a person is in no split or in several; all are listed.
+            has no image, a channel is missing or there twice, or a person is in no split or in several; all are listed.
     """
     (column, first), *others = patterns.by_column.items()
     images, labels = Pattern(first, folder), Pattern(patterns.labels, folder)
     masks, misfits = labels.found()
     found, problems = images.found()
     found = {image: kept for image, kept in found.items() if image not in masks}
+    truth = Partners(labels.text, masks, tuple(sorted(images.names & labels.names)))
+    channels: dict[str, Partners] = {}
+    for name, text in others:
+        pattern = Pattern(text, folder)
+        files, more = pattern.found()
+        misfits += more
+        files = {path: kept for path, kept in files.items() if path not in masks}
+        channels[name] = Partners(text, files, tuple(sorted(images.names & pattern.names)))
     if not found and not problems:
         raise StudyError(f"no NIfTI file in {folder} fits images: '{first}'; correct the pattern or folder")
     split_of, wrong = _assigned(patterns, found)
     problems += misfits + wrong + _unknown_domains(patterns, found)
-    by_key, shared = _grouped(masks, images.names & labels.names)
-    channels: dict[Path, dict[str, str]] = {image: {column: str(image)} for image in found}
-    for column, text in others:
-        problems += _add_channel(channels, found, images, column, Pattern(text, folder))
     rows = []
     for image, kept in found.items():
         split = split_of.get(kept["subject"])
         if split is None or ("domain" in kept and kept["domain"] not in patterns.domains.get(split, [kept["domain"]])):
             continue
-        fitting = by_key.get(_values(kept, shared), [])
+        row = {column: str(image)}
+        for name, partners in channels.items():
+            row[name] = str(next(iter(partners.of(kept)), ""))
+            if (count := len(partners.of(kept))) != 1:
+                told = f"{count or 'no'} image{'s' if count else ''} of channel {name.removeprefix(CHANNEL)}"
+                problems.append(f"{image}: {told} for it by '{partners.text}'; a case has one")
+        fitting = truth.of(kept)
         if len(fitting) > 1:
             problems.append(f"{image}: {len(fitting)} labels fit it, {', '.join(map(str, fitting))}; narrow 'labels'")
         elif not fitting and split != "test":
             problems.append(f"{image}: no label fits '{patterns.labels}' and split {split} needs one")
-        row = row_of(channels[image], label=str(fitting[0]) if fitting else "", split=split)
+        row = row_of(row, label=str(fitting[0]) if fitting else "", split=split)
         row |= {name: kept[name] for name in KEPT if name in kept}
         rows.append(row | {"id": row["id"] or case_id(image)})
-    used = {_values(kept, shared) for kept in found.values()}
-    problems += [f"{mask}: label without an image" for mask, kept in masks.items() if _values(kept, shared) not in used]
+    problems += [f"{mask}: label without an image" for mask in truth.alone(found.values())]
+    for name, partners in channels.items():
+        told = f"channel {name.removeprefix(CHANNEL)} without the image of the first channel"
+        problems += [f"{path}: {told}" for path in partners.alone(found.values())]
     if problems:
         raise StudyError(f"{folder} cannot be read by the patterns of the study:", problems)
     return rows
-
-
-def _add_channel(
-    channels: Mapping[Path, dict[str, str]],
-    found: Mapping[Path, Mapping[str, str]],
-    images: Pattern,
-    column: str,
-    other: Pattern,
-) -> list[str]:
-    """Puts the images of one more channel beside those of the first; what does not fit, one line each."""
-    files, problems = other.found()
-    by_key, shared = _grouped(files, images.names & other.names)
-    name = column.removeprefix(CHANNEL)
-    for image, kept in found.items():
-        fitting = by_key.pop(_values(kept, shared), [])
-        if len(fitting) == 1:
-            channels[image][column] = str(fitting[0])
-        else:
-            told = f"{len(fitting)} images of channel {name} fit" if fitting else f"no image of channel {name} fits"
-            problems.append(f"{image}: {told} '{other.text}'; a case has one")
-    left = [path for paths in by_key.values() for path in paths]
-    return problems + [f"{path}: of channel {name}, without an image of the first channel" for path in left]
-
-
-def _grouped(
-    files: Mapping[Path, Mapping[str, str]], names: Iterable[str]
-) -> tuple[dict[tuple[str, ...], list[Path]], list[str]]:
-    """Files by what is kept of their paths under these names, and the names in the order of the keys."""
-    shared = sorted(names)
-    by_key: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-    for path, kept in files.items():
-        by_key[_values(kept, shared)].append(path)
-    return by_key, shared
 
 
 def _assigned(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]) -> tuple[dict[str, Split], list[str]]:

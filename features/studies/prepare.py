@@ -258,9 +258,9 @@ def require_one_grid(channels: Sequence[Volume], names: Sequence[str]) -> None:
         VolumeError: One lies on another grid than the first.
     """
     for volume, name in zip(channels[1:], names[1:], strict=True):
-        first, what = channels[0], f"channel {name}"
-        if difference := geometry.grid_difference(volume, first.array.shape, first.affine, what, f"channel {names[0]}"):
-            raise VolumeError(f"{what} is not on the grid of channel {names[0]}: {difference}")
+        first = channels[0]
+        if difference := geometry.grid_difference(volume, first.array.shape, first.affine, "channel", "first"):
+            raise VolumeError(f"channel {name} is not on the grid of channel {names[0]}: {difference}")
 
 
 def network_scale(units_bcxyz: Tensor, volumes: Sequence[Prepared]) -> Tensor:

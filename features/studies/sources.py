@@ -107,7 +107,9 @@ def _read_csv(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StudyError(f"{path} is not a readable CSV file: {' '.join(str(error).split())}") from None
     for name in header:
-        if name not in COLUMNS and not name.startswith(CHANNEL) and (meant := difflib.get_close_matches(name, set(COLUMNS) - set(header), n=1)):
+        if name in COLUMNS or name.startswith(CHANNEL):
+            continue
+        if meant := difflib.get_close_matches(name, set(COLUMNS) - set(header), n=1):
             raise StudyError(f"{path}: unknown column '{name}'; did you mean '{meant[0]}'?")
     rows = [dict(zip(header, (str(cell).strip() for cell in cells), strict=False)) for _, cells, _ in lines]
     problems = [f"line {number}: more cells than the header has columns" for number, _, extra in lines if extra]
@@ -156,13 +158,15 @@ def _described_columns(path: Path) -> tuple[str, ...]:
     """The image columns of a folder, by the channels that its `dataset.json` names.
 
     Raises:
-        StudyError: Two channels have one name.
+        StudyError: Channels are not numbered from 0 on, or two have one name.
     """
     description = read_json(path)
     named = description.get("channel_names") if isinstance(description, dict) else None
     if not isinstance(named, dict) or len(named) < 2:
         return (IMAGE,)
-    names = [str(named[place]) for place in sorted(named, key=int)]
+    if set(named) != {str(place) for place in range(len(named))}:
+        raise StudyError(f"{path}: channel_names has the keys {', '.join(named)}; number the channels from 0 on")
+    names = [str(named[str(place)]) for place in range(len(named))]
     for name in names:
         if names.count(name) > 1:
             raise StudyError(

@@ -152,8 +152,8 @@ def test_a_channel_on_another_grid_is_named_with_case_and_file(tiny: StudyFolder
     first = tmp_path / tiny.rows[1]["image_t1"]
     (problem,) = check_study(study)
     assert problem == (
-        f"case two: channel flair ({path}) is not on the grid of channel t1 ({first}): axis z of the channel flair "
-        f"({path}) has 8 voxels, of the channel t1 ({first}) 7"
+        f"case two: channel flair ({path}) is not on the grid of channel t1 ({first}): axis z of the channel has 8 "
+        "voxels, of the first 7"
     )
     with pytest.raises(VolumeError, match="channel flair is not on the grid of channel t1: axis z"):
         prepare(volumes(study.cases[1]), study.preparation)
@@ -162,7 +162,8 @@ def test_a_channel_on_another_grid_is_named_with_case_and_file(tiny: StudyFolder
 def test_a_pattern_for_every_channel_pairs_what_agrees(tmp_path: Path) -> None:
     for person in ("01", "02", "03"):
         for name in ("t1", "flair", "seg"):
-            write_volume(tmp_path / f"sub-{person}/sub-{person}_{name}.nii.gz", np.zeros((4, 4, 4), np.int16), np.eye(4))
+            path = tmp_path / f"sub-{person}/sub-{person}_{name}.nii.gz"
+            write_volume(path, np.zeros((4, 4, 4), np.int16), np.eye(4))
     settings = {
         "name": "bids", "classes": ["background", "organ"], "spacing": [1, 1, 1], "crop": [4, 4, 4],
         "intensity": {"t1": "zscore", "flair": "minmax"},
@@ -180,9 +181,11 @@ def test_a_pattern_for_every_channel_pairs_what_agrees(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as caught:
         load_study(path, tmp_path)
     image = tmp_path / "sub-02/sub-02_t1.nii.gz"
-    assert f"{image}: no image of channel flair fits 'sub-{{subject}}/*_flair.nii.gz'; a case has one" in (
-        caught.value.problems
-    )
+    told = f"{image}: no image of channel flair for it by 'sub-{{subject}}/*_flair.nii.gz'; a case has one"
+    assert caught.value.problems == (told,)
+    settings["source"] |= {"leave_out": ["02"], "splits": {"train": ["01"], "test": ["03"]}}
+    path.write_text(yaml.safe_dump(settings))
+    assert [case.id for case in load_study(path, tmp_path).cases] == ["sub-01_t1", "sub-03_t1"]
 
 
 def test_a_channel_without_an_intensity_rule_is_named(tiny: StudyFolder, tmp_path: Path) -> None:
@@ -332,7 +335,8 @@ def test_symmetries_permute_within_the_block_of_a_channel() -> None:
     for symmetry in SYMMETRIES[::7]:
         permutation = each.channel_permutation(symmetry)
         assert permutation is not None
-        assert torch.allclose(each(symmetry(image), stats), symmetry(each(image, stats))[:, list(permutation)], atol=1e-5)
+        replayed = symmetry(each(image, stats))[:, list(permutation)]
+        assert torch.allclose(each(symmetry(image), stats), replayed, atol=1e-5)
     assert EachChannel(build(Component.of("random")), 2).channel_permutation(SYMMETRIES[1]) is None
 
 
