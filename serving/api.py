@@ -152,6 +152,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         With Accept: application/dicom the mask of a series is a DICOM-SEG.
         """
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, _is_zip(request))
+        served.require_one_channel()
         if modality is not None or not _is_zip(request):
             served.require_modality(modality)
         with queue.place() as place:
@@ -189,6 +190,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """
         zipped = _is_zip(request) or (source or "").lower().endswith(".zip")
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, zipped)
+        served.require_one_channel()
         if modality is not None or not zipped:
             served.require_modality(modality)
         if await run_in_threadpool(jobs.waiting) >= limits.jobs:

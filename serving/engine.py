@@ -119,7 +119,7 @@ class Engine:
             segmenter = self._models.segmenter(served)
             plan = require_room(segmenter, volume, self._max_memory)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
-            mask = Volume(segmenter.predict(volume, modality), volume.affine)
+            mask = Volume(segmenter.predict(volume, modality=modality), volume.affine)
             spec = segmenter.spec
             findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
             if order.dicom:

@@ -142,6 +142,11 @@ def _opened(arguments: argparse.Namespace, audit: Journal) -> tuple[Model, Segme
     alone = {"workers": None, "address": None, "in_flight": 1}
     given = argparse.Namespace(**vars(arguments), **alone, adapt=None, stable_bundle=None, uncertainty=False)
     (model, work), asked = open_work(given, 1), Asked(arguments.modality, dicom_seg=arguments.dicom_seg)
+    if model.channels:
+        raise ConfigError(
+            f"{model.uri} takes images of {len(model.channels)} channels, {', '.join(model.channels)}, and a DICOM "
+            "series is one of them; name a model of one channel"
+        )
 
     def segment(folder: Path, target: Path) -> dict[str, Any]:
         cases = find_cases(folder, target, arguments.derived)
