@@ -43,7 +43,8 @@ class Demand:
 def demand_of(works: Sequence[Work], study: Study, extractor: Extractor | None, dtype: str) -> Demand:
     """What the work will take, from the files' headers."""
     channels = 0 if extractor is None else extractor.channels
-    voxel_bytes = {"volumes": 4, "labels": 1, "features": channels * np.dtype(dtype).itemsize}
+    images = study.image_channels
+    voxel_bytes = {"volumes": 4 * images, "labels": 1, "features": channels * np.dtype(dtype).itemsize}
     disk = extracting = waiting = 0
     for work in works:
         try:
@@ -53,14 +54,16 @@ def demand_of(works: Sequence[Work], study: Study, extractor: Extractor | None, 
             continue  # its worker will say what is wrong with it, once the others are done
         voxels = math.prod(shape)
         disk += voxels * sum(voxel_bytes[kind] for kind in work.kinds)
-        # float32: as read, oriented, resampled and scaled at once, later the volume and its features
-        waiting = max(waiting, 4 * max(4 * max(voxels, native.array.size), (1 + channels) * voxels))
+        # float32: as read, oriented, resampled and scaled at once, of further channels as read and as scaled, later the
+        # image and its features
+        preparing = (4 + 2 * (images - 1)) * max(voxels, native.array.size)
+        waiting = max(waiting, 4 * max(preparing, (images + channels) * voxels))
         if extractor is not None:
-            extracting = max(extracting, 2 * 4 * voxels + peak_bytes(extractor, shape))
+            extracting = max(extracting, 2 * 4 * images * voxels + peak_bytes(extractor, shape))
     return Demand(len(works), disk, extracting, waiting)
 
 
 def features_bytes(index: StudyIndex, channels: int, store: FeatureStore) -> int:
     """What the features of all cases take on disk, in the store or not; their volumes are there."""
-    voxels = sum(store.volume(key).unit.size for key in {keys.volume for keys in index.keys.values()})
+    voxels = sum(math.prod(store.volume(key).shape) for key in {keys.volume for keys in index.keys.values()})
     return voxels * channels * np.dtype(index.dtype).itemsize

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dropgen.errors import StoreError, VolumeError
 from dropgen.features.extractors import Extractor
 from dropgen.features.store import KINDS, FeatureStore, Kind
 from dropgen.features.store.entry import sealed, unsealed
-from dropgen.features.studies.prepare import Preparation, resolve_rule
+from dropgen.features.studies.prepare import Preparation
 from dropgen.features.studies.study import Case, Study
 from dropgen.manifest import digest, file_digest, read_json, write_json
 
@@ -42,8 +42,8 @@ class CaseKeys:
 class StudyIndex:
     """The entries of every case of a study, for one extractor.
 
-    A volume's key covers the image file's content and how it is prepared; a label's key its own file's
-    content and the volume's key; a features key the volume's key, the extractor's fingerprint and the stored
+    A volume's key covers the content of the image's files, one per channel, and how it is prepared; a label's key its
+    own file's content and the volume's key; a features key the volume's key, the extractor's fingerprint and the stored
     type. So a corrected label changes the label's key alone, and studies over the same files share entries.
 
     Attributes:
@@ -163,10 +163,10 @@ def case_keys(
     Raises:
         VolumeError: A file cannot be read; names the case.
     """
-    # Only the rule that this case's modality selects, so that editing another modality's changes nothing here.
-    rule = resolve_rule(preparation.intensity, case.modality)
+    # Only the rules of this case's modality or channels, so that editing another modality's changes nothing here.
+    made = preparation.key(case.modality)
     try:
-        volume = digest(["volume", hash_of(case.image), replace(preparation, intensity=rule).key])
+        volume = digest(["volume", *map(hash_of, case.images), made])
         label = None if case.label is None else digest(["label", hash_of(case.label), volume])
     except OSError as error:
         raise VolumeError(

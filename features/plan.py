@@ -65,7 +65,7 @@ class Plan:
         given: The study as it stands; with spacing and crop of 1 where it has no YAML file.
         study: The same with what is proposed.
         fingerprint: Of the training cases.
-        reasons: Why the intensity rule is what it is, by modality.
+        reasons: Why the intensity rule is what it is, by modality or channel.
         median_shape: Voxels of the median training case at the proposed spacing.
         settings: What it is planned for.
         predictor: The network that memory and seconds are told of.
@@ -120,13 +120,12 @@ def make_plan(
     fingerprint = take_fingerprint(given, on_case)
     classes = class_names(given, fingerprint)
     outputs = replace(given, classes=classes).labelling.outputs
-    extractor = build_extractor(settings.features.extractor)
+    extractor = build_extractor(settings.features.extractor, image_channels=given.image_channels)
     spacing = target_spacing(fingerprint.spacings, fingerprint.inner_shapes)
     size = median_shape(fingerprint.spacings, fingerprint.inner_shapes, spacing)
     network = settings.network.model_copy(update={"downs": most_downs(size, settings.network.downs)})
-    predictor = Predictor(
-        1 + extractor.channels, outputs, network.base, network.downs, network.convs, settings.training.batch
-    )
+    width = given.image_channels + extractor.channels
+    predictor = Predictor(width, outputs, network.base, network.downs, network.convs, settings.training.batch)
     budget = round(budget_gb * GB)
     crop = plan_crop(spacing, size, network.downs, lambda crop: step_bytes(predictor, crop), budget)
     rules = {name: choose_rule(name, values) for name, values in fingerprint.intensities.items()}
@@ -218,12 +217,12 @@ def document(plan: Plan, root: Path) -> dict[str, Any]:
 
 
 def _intensity(given: Study, chosen: dict[str, str]) -> str | dict[str, str]:
-    """One rule where all training modalities agree and no other is tested, else one for each.
+    """One rule where all channels, or all training modalities, agree and no other is tested, else one for each.
 
     A modality that only validation and test cases have keeps the study's own rule, because they are not opened.
     """
     rules = dict(chosen)
-    for case in given.cases:
+    for case in () if given.channels else given.cases:
         own = (
             given.intensity if isinstance(given.intensity, str) else given.intensity.get(case.modality or "", "minmax")
         )

@@ -69,7 +69,7 @@ def precompute(
     store = FeatureStore.of(experiment.features, root)
     wanted = experiment.features.source != "online" if features is None else features
     component = experiment.features.extractor if wanted else None
-    extractor = None if component is None else build(component)
+    extractor = None if component is None else build(component, image_channels=study.image_channels)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     store.sweep()
     in_flight = IN_FLIGHT

@@ -16,7 +16,7 @@ import torch
 from dropgen import __version__
 from dropgen.config import Component
 from dropgen.errors import DropGenError, ResourceError, VolumeError
-from dropgen.features.extractors import build, extract
+from dropgen.features.extractors import Extractor, build, extract
 from dropgen.features.index import CaseKeys, case_keys
 from dropgen.features.store import FeatureStore, Kind
 from dropgen.features.studies.prepare import Grid, Prepared, prepare, prepare_label
@@ -76,9 +76,10 @@ class Worker:
         self._store = recipe.store
         self._extracting = threading.Lock()
         self._refusal: DropGenError | None = None
-        self._extractor = None
+        self._extractor: Extractor | None = None
         try:
-            self._extractor = None if recipe.extractor is None else build(recipe.extractor)
+            if recipe.extractor is not None:
+                self._extractor = build(recipe.extractor, image_channels=recipe.study.image_channels)
         except DropGenError as error:  # Ray would tell of it as of a dead process
             self._refusal = error
 
@@ -111,7 +112,7 @@ class Worker:
         if case_keys(case, self._recipe.study.preparation, fingerprint, self._recipe.dtype) != keys:
             raise VolumeError("its files changed since the run started; run the same command again")
         if "volumes" in work.kinds:
-            self._store.put_volume(keys.volume, prepared, origin | {"source": str(case.image)})
+            self._store.put_volume(keys.volume, prepared, origin | {"source": _files(case)})
         if label is not None and keys.label is not None:
             self._store.put_label(keys.label, label, origin | {"source": str(case.label), "volume": keys.volume})
         if "features" not in work.kinds or keys.features is None or self._extractor is None:
@@ -123,14 +124,15 @@ class Worker:
             seconds = time.monotonic() - began
         made_by = {"volume": keys.volume, "extractor": fingerprint, "dtype": self._recipe.dtype}
         self._store.put_features(
-            keys.features, features, stats, origin | {"source": str(case.image)} | made_by, self._recipe.dtype
+            keys.features, features, stats, origin | {"source": _files(case)} | made_by, self._recipe.dtype
         )
         return seconds
 
     def _prepared(self, work: Work) -> Prepared:
         if "volumes" not in work.kinds and self._store.has("volumes", work.keys.volume):
             return self._store.volume(work.keys.volume)
-        return prepare(read_volume(work.case.image), self._recipe.study.preparation, work.case.modality)
+        channels = tuple(map(read_volume, work.case.images))
+        return prepare(channels, self._recipe.study.preparation, work.case.modality)
 
     def _label(self, case: Case, grid: Grid) -> np.ndarray:
         assert case.label is not None
@@ -149,6 +151,10 @@ class Worker:
             "commit": self._recipe.commit,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
+
+
+def _files(case: Case) -> str:
+    return ", ".join(map(str, case.images))
 
 
 def _user() -> str:

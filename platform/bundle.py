@@ -40,7 +40,9 @@ class SegmenterSpec(Frozen):
         classes: Class names, background first; the index is the label value where there are no regions.
         spacing: Voxel size the network works on, mm.
         crop: Window size in voxels.
-        intensity: Intensity rule, or one rule per modality.
+        intensity: Intensity rule, or one rule per modality, or per channel where there are several.
+        channels: Names of an image's channels, in their order; none where there is one, as in bundles from before
+            there could be several.
         extractor: None for a method that reads the image alone.
         extractor_fingerprint: The very weights, options and code that made the training features.
         feature_scope: "volume": features are extracted once from the whole volume; "window": in each window.
@@ -56,6 +58,7 @@ class SegmenterSpec(Frozen):
     spacing: tuple[float, float, float]
     crop: tuple[int, int, int]
     intensity: str | dict[str, str]
+    channels: tuple[str, ...] = ()
     method: Component
     network: Network
     extractor: Component | None = None
@@ -69,6 +72,11 @@ class SegmenterSpec(Frozen):
     ignore: int | None = None
 
     @property
+    def image_channels(self) -> int:
+        """M, the channels of an image."""
+        return len(self.channels) or 1
+
+    @property
     def labelling(self) -> Labelling:
         """What the values of its masks, and of the labels that it was trained on, mean."""
         return Labelling(self.classes, self.regions, self.regions_class_order, self.ignore)
@@ -76,7 +84,7 @@ class SegmenterSpec(Frozen):
     @property
     def preparation(self) -> Preparation:
         """How a volume is brought to the network."""
-        return Preparation(spacing=self.spacing, crop=self.crop, intensity=self.intensity)
+        return Preparation(self.spacing, self.crop, self.intensity, self.channels)
 
 
 def write_bundle(folder: Path, spec: SegmenterSpec, state: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ def model_card(bundle: Path, name: str) -> dict[str, Any]:
         "name": name,
         "use": RESEARCH_ONLY,
         "data": {"study": spec["study"], "classes": spec["classes"], "spacing_mm": spec["spacing"],
-                 "intensity": spec["intensity"]},
+                 "intensity": spec["intensity"], "channels": spec.get("channels", [])},
         "training": {"method": spec["method"], "network": spec["network"], "extractor": spec["extractor"],
                      "validation_dice": result.get("val_dice"), "commit": result.get("commit")},
         "weights_sha256": record["weights_sha256"],

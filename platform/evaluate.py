@@ -112,8 +112,8 @@ def evaluate_trial(
     scores: list[tuple[Case, Measured]] = []
     tolerance = bench.experiment.evaluation.nsd_tolerance
     for case in cases:
-        image = read_volume(case.image)
-        mask = segmenter.predict(image, case.modality)
+        image, *others = map(read_volume, case.images)
+        mask = segmenter.predict(image, *others, modality=case.modality)
         write_mask(output / "masks" / f"{case.id}.nii.gz", mask, image.affine)
         if case.label is not None:
             truth = read_mask(case.label).array

@@ -2,7 +2,8 @@
 
 MLflow keeps a copy of this file with the model and runs it on load; the project's own serving never does.
 `mlflow.pyfunc.load_model(uri).predict(["scan.nii.gz"])` gives one uint8 mask per file, on the file's grid;
-`load_model(uri, model_config={"modality": "MR"})` names the modality where the intensity rule needs one.
+`load_model(uri, model_config={"modality": "MR"})` names the modality where the intensity rule needs one. A model of
+several channels takes the files of an image one after the other, in the order of its channels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class SegmenterModel(PythonModel):
         self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None
     ) -> list[np.ndarray]:
         modality = context.model_config["modality"]
-        return [self._segmenter.predict(read_volume(Path(path)), modality) for path in model_input]
+        count = self._segmenter.spec.image_channels
+        images = [model_input[first : first + count] for first in range(0, len(model_input), count)]
+        return [
+            self._segmenter.predict(*(read_volume(Path(path)) for path in files), modality=modality) for files in images
+        ]
 
 
 set_model(SegmenterModel())

@@ -113,20 +113,21 @@ class Segmenter:
             return rolling_bytes(self._rolling, shape, axis, self.spec.crop[axis])
         return 0 if self._volume_extractor is None else peak_bytes(self._volume_extractor, shape)
 
-    def predict(self, volume: Volume, modality: str | None = None) -> np.ndarray:
-        """Segments a volume as it was read from a file.
+    def predict(self, *channels: Volume, modality: str | None = None) -> np.ndarray:
+        """Segments an image as it was read from its files.
 
         Args:
-            volume: Any orientation, spacing and size.
-            modality: Required where the intensity rule depends on it; never guessed.
+            channels: One volume per channel, in the order of `spec.channels`, on one grid of any orientation, spacing
+                and size.
+            modality: Required where the intensity rule of the only channel depends on it; never guessed.
 
         Returns:
-            uint8 mask on the volume's own grid.
+            uint8 mask on the image's own grid.
 
         Raises:
-            VolumeError: The volume cannot be prepared.
+            VolumeError: The image cannot be prepared.
         """
-        return self.predict_native(prepare(volume, self.spec.preparation, modality))
+        return self.predict_native(prepare(channels, self.spec.preparation, modality))
 
     def predict_native(self, prepared: Prepared) -> np.ndarray:
         """The mask of `predict`, for whoever prepares the next volume while this one is in the model.
@@ -152,7 +153,7 @@ class Segmenter:
             uint8 mask on the prepared grid.
         """
         order = self.spec.labelling.order
-        return self.over_slabs(prepared, features, lambda slabs: prepared_mask(slabs, prepared.unit.shape, order))
+        return self.over_slabs(prepared, features, lambda slabs: prepared_mask(slabs, prepared.shape, order))
 
     def logits(self, prepared: Prepared, features: np.ndarray | None = None) -> Tensor:
         """Scores of every class and voxel at once, for test-time methods; a mask needs `predict_prepared` alone.
@@ -164,7 +165,7 @@ class Segmenter:
         Returns:
             `[K, X, Y, Z]` float32 on the prepared grid, on the CPU, without gradient.
         """
-        return self.over_slabs(prepared, features, lambda slabs: whole_logits(slabs, prepared.unit.shape))
+        return self.over_slabs(prepared, features, lambda slabs: whole_logits(slabs, prepared.shape))
 
     def over_slabs(self, prepared: Prepared, features: Features | None, collect: Collect[T]) -> T:
         """The one way from a prepared volume through the network; masks and logits are what is collected of it.
@@ -196,7 +197,7 @@ class Segmenter:
         """
         if self._rolling is None:
             return self.raw_features(prepared)
-        axis = slab_axis(prepared.unit.shape, self.spec.crop)
+        axis = slab_axis(prepared.shape, self.spec.crop)
         return RollingFeatures(self._rolling, prepared.unit, axis, self.spec.crop[axis], self.device)
 
     def raw_features(self, prepared: Prepared, stored: np.ndarray | None = None) -> np.ndarray | None:
@@ -216,7 +217,7 @@ class Segmenter:
             features: What `raw_features` returned for it.
             box: Where the window lies.
         """
-        window = side_by_side(prepared.unit[box], None if features is None else features[:, *box])
+        window = side_by_side(prepared.unit[:, *box], None if features is None else features[:, *box])
         return window_input(self.method, prepared, window.to(self.device), self._window_extractor)
 
     def around(self, network: nn.Module) -> Segmenter:
@@ -231,14 +232,16 @@ class Segmenter:
         """Measured on a blank window of the smallest legal size: it takes a moment, and bytes grow with voxels."""
         crop = self.spec.crop
         if self.device != "cpu":  # there the network works in the device's memory, and inputs and logits come and go
-            return 4 * (self.feature_channels + 1 + self.spec.labelling.outputs) * math.prod(crop)
+            width = self.feature_channels + self.spec.image_channels + self.spec.labelling.outputs
+            return 4 * width * math.prod(crop)
         rule, extractor = size_rule(self.spec.network, self.method), self._window_extractor
         multiple = math.lcm(rule.multiple, extractor.multiple if extractor else 1)
         edge = -(-max(rule.smallest, extractor.min_size if extractor else 1) // multiple) * multiple
         x, y, z = (min(edge, size) for size in crop)
-        unit = np.zeros((x, y, z), np.float32)
-        grid = Grid.of(Volume(unit, np.diag([*self.spec.spacing, 1.0])), self.spec.preparation)
-        blank = Prepared(unit, 0.0, 1.0, grid)
+        count = self.spec.image_channels
+        unit = np.zeros((count, x, y, z), np.float32)
+        grid = Grid.of(Volume(unit[0], np.diag([*self.spec.spacing, 1.0])), self.spec.preparation)
+        blank = Prepared(unit, (0.0,) * count, (1.0,) * count, grid)
         features = None if extractor else np.zeros((self.feature_channels, x, y, z), np.float32)
 
         def work() -> None:
@@ -276,7 +279,9 @@ class Segmenter:
                 raise ConfigError(f"'{name}' is no option that method '{self.method.name}' takes after training{hint}")
         component = Component.of(self.spec.method.name, **self.spec.method.options | options)
         spec, method = self.spec.model_copy(update={"method": component}), methods.build(component)
-        network = build_network(spec.network, method, self.feature_channels, spec.labelling.outputs)
+        network = build_network(
+            spec.network, method, self.feature_channels, spec.labelling.outputs, spec.image_channels
+        )
         network.load_state_dict(self.network.state_dict())
         return Segmenter(spec, network.to(self.device).eval(), method, self._extractor, self.device)
 
@@ -294,9 +299,12 @@ class Segmenter:
         """
         spec, state = read_bundle(folder)
         method = methods.build(spec.method)
-        extractor = extractors.build(spec.extractor, device) if spec.extractor and method.needs_features else None
+        extractor = None
+        if spec.extractor and method.needs_features:
+            extractor = extractors.build(spec.extractor, device, spec.image_channels)
         channels = extractor.channels if extractor else 0
-        network = build_network(spec.network, method, channels, spec.labelling.outputs).to(device).eval()
+        network = build_network(spec.network, method, channels, spec.labelling.outputs, spec.image_channels)
+        network = network.to(device).eval()
         segmenter = cls(spec, network, method, extractor, device)
         try:
             network.load_state_dict(state)

@@ -42,6 +42,6 @@ class ReadApart:
         try:
             wanted = Wanted(place.parent, place / "voxels.npy", voxels, size, place / "headers", self.derived, NAME)
             read = decode(wanted)
-            yield Loaded(read.volume, read.modality, read.slices)
+            yield Loaded((read.volume,), read.modality, read.slices)
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -177,6 +177,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """
         require_staying()
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, _is_zip(request))
+        served.require_one_channel()
         if modality is not None or not _is_zip(request):
             served.require_modality(modality)
         with queue.place() as place:
@@ -214,6 +215,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         """
         zipped = _is_zip(request) or (source or "").lower().endswith(".zip")
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, zipped)
+        served.require_one_channel()
         if modality is not None or not zipped:
             served.require_modality(modality)
         if await run_in_threadpool(jobs.waiting) >= limits.jobs:

@@ -107,14 +107,15 @@ class LocalModel:
             if scan.series:  # its grid is known once its slices are in order
                 with self._room.hold(_reading(scan), exact=False):
                     loaded = held.enter_context(self._read(scan))
-            grid = read_grid(scan.paths[0]) if loaded is None else loaded.volume
+            grid = read_grid(scan.paths[0]) if loaded is None else loaded.channels[0]
             held.enter_context(self._room.hold(self._plan(grid)))
             loaded = loaded or held.enter_context(self._read(scan))
             modality = _modality(self.segmenter, scan.modality or self._recipe.modality, loaded.tag)
-            prepared = prepare(loaded.volume, self.segmenter.spec.preparation, modality)
+            prepared = prepare(loaded.channels, self.segmenter.spec.preparation, modality)
             array, uncertainty, span = self.in_model(prepared)
             del prepared
-            yield Segmented(loaded.volume, Volume(array, loaded.volume.affine), uncertainty, loaded.slices, span)
+            image = loaded.channels[0]
+            yield Segmented(image, Volume(array, image.affine), uncertainty, loaded.slices, span)
 
     def in_model(self, prepared: Prepared) -> tuple[np.ndarray, Uncertainty | None, tuple[float, float]]:
         """The mask of a prepared volume on its native grid, how sure it is, and when it was in the model.
@@ -189,7 +190,7 @@ class Service:
                 mask = self._client.segment_series(scan.paths, modality)
             else:
                 mask = self._client.segment(scan.paths[0], modality)
-            yield Segmented(loaded.volume, mask, None, loaded.slices, (entered, time.monotonic()))
+            yield Segmented(loaded.channels[0], mask, None, loaded.slices, (entered, time.monotonic()))
 
 
 def _reading(scan: Scan) -> MemoryPlan:
@@ -201,7 +202,8 @@ def _reading(scan: Scan) -> MemoryPlan:
 def _modality(segmenter: Segmenter, given: str | None, tag: str | None) -> str | None:
     """The modality of a scan: as it was given, or by its DICOM tag; never guessed."""
     intensity = segmenter.spec.intensity
-    found = named_by(tag, () if isinstance(intensity, str) else tuple(intensity))
+    chosen = () if isinstance(intensity, str) or segmenter.spec.channels else tuple(intensity)
+    found = named_by(tag, chosen)
     if given is not None and found is not None and given != found:
         raise VolumeError(f"its modality is given as '{given}' and its DICOM tag says {tag}; leave the given one out")
     return given or found

@@ -27,6 +27,7 @@ from dropgen.platform.tracking import resolve
 from dropgen.serving.adapted import adapted_model
 from dropgen.serving.backend import LocalModel, Read, Recipe, Service, read_here
 from dropgen.serving.cases import SUFFIXES, Cases, find_cases
+from dropgen.serving.channels import with_channels
 from dropgen.serving.client import Client
 from dropgen.serving.dicomweb import Archive, read_auth
 from dropgen.serving.fetched import SERIES_FOLDER, fetch_cases, store_masks
@@ -176,8 +177,13 @@ def open_work(arguments: argparse.Namespace, scans: int, read: Read = read_here)
         if arguments.workers or arguments.address is not None:
             raise ConfigError("--url excludes --workers and --address; the service has its own replicas")
         client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url), stop=stop)
-        segment = Service(client, arguments.modality, read).segment
-        return client.model(), lambda tasks, line, on_done: work_here(
+        segment, model = Service(client, arguments.modality, read).segment, client.model()
+        if model.channels:
+            raise ConfigError(
+                f"{model.uri} takes images of {len(model.channels)} channels, {', '.join(model.channels)}, and a "
+                "service takes one volume; leave out --url and name the model with --name or --bundle"
+            )
+        return model, lambda tasks, line, on_done: work_here(
             tasks, line, segment, {}, in_flight, on_done, stop, GRACE_SECONDS
         )
     model, recipe = _model(arguments)
@@ -242,8 +248,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         cases = find_cases(source, target, arguments.derived)  # before a model is loaded for nothing
     if arguments.dicom_seg is not None and not any(scan.series for scan in cases.scans):
         raise ConfigError(f"--dicom-seg needs DICOM series, which {source} has none of; leave it out")
-    _say_cases(cases)
     model, work = open_work(arguments, len(cases.scans))
+    cases = with_channels(cases, model.channels, source)
+    _say_cases(cases)
     audit = Journal(arguments.root / "service" / AUDIT_FILE, durable=True)
     asked = Asked(arguments.modality, arguments.uncertainty, arguments.dicom_seg)
     document = segment_cases(cases, source, target, model, work, audit, asked)

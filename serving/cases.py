@@ -15,7 +15,7 @@ from dropgen import memory
 from dropgen.errors import ConfigError, VolumeError
 from dropgen.features.studies.dicom import read_series
 from dropgen.features.studies.dicom_tree import Listed, is_dicom, list_series
-from dropgen.features.studies.sources import read_images
+from dropgen.features.studies.sources import channel_names, image_columns, read_images
 from dropgen.features.studies.study import LEGAL_ID
 from dropgen.features.studies.volume import Volume, is_nifti, read_volume
 from dropgen.platform.evaluation.memory import READING_BYTES
@@ -31,12 +31,12 @@ class Loaded:
     """A scan in memory.
 
     Attributes:
-        volume: The image.
+        channels: The image, one volume per channel.
         tag: Modality by the DICOM tag; None for NIfTI, which has none.
         slices: The DICOM files in the order of the third axis; none for NIfTI.
     """
 
-    volume: Volume
+    channels: tuple[Volume, ...]
     tag: str | None = None
     slices: tuple[Path, ...] = ()
 
@@ -48,10 +48,12 @@ class Scan:
     Attributes:
         case: Name of its mask without the extension.
         file: What people call it: its path below the input.
-        paths: The NIfTI file, or the files of the series.
+        paths: The NIfTI files, one per channel, or the files of the series.
         modality: As the manifest says.
         series: Whether it is a DICOM series.
         about: What the series' headers say, for people.
+        channels: Names of the channels where a manifest gives them; none for one file, and before `with_channels` has
+            told those of a folder.
     """
 
     case: str
@@ -60,9 +62,12 @@ class Scan:
     modality: str | None = None
     series: bool = False
     about: str = ""
+    channels: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """Of the file; of a series, of the sorted hashes of its files, so that their names and order do not matter.
+        """Of the file; of several channels, of their hashes in order; of a series, of the sorted hashes of its files.
+
+        So names do not matter, nor the order in which the files of a series were found.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -74,7 +79,9 @@ class Scan:
                     hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
             except OSError as error:
                 raise VolumeError(f"{path} cannot be read ({error.strerror}); check the path") from None
-        return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest() if self.series else hashes[0]
+        if len(hashes) == 1 and not self.series:
+            return hashes[0]
+        return hashlib.sha256("".join(sorted(hashes) if self.series else hashes).encode()).hexdigest()
 
     def load(self) -> Loaded:
         """Reads it.
@@ -84,9 +91,9 @@ class Scan:
             TooLargeError: Reading the series would not fit in memory.
         """
         if not self.series:
-            return Loaded(read_volume(self.paths[0]))
+            return Loaded(tuple(map(read_volume, self.paths)))
         series = read_series(self.paths, memory.available() // READING_BYTES)
-        return Loaded(series.volume, series.modality, tuple(self.paths[index] for index in series.order))
+        return Loaded((series.volume,), series.modality, tuple(self.paths[index] for index in series.order))
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def find_cases(source: Path, target: Path, derived: bool = False) -> Cases:
 
     Args:
         source: Folder with NIfTI files directly in it, with DICOM series anywhere below it, or a manifest CSV with the
-            column `image` and, as wanted, `id` and `modality`.
+            column `image`, or `image_<channel>` for each channel, and, as wanted, `id` and `modality`.
         target: Where masks go; what lies there is no input.
         derived: Whether derived DICOM series are segmented too.
 
@@ -126,7 +133,7 @@ def find_cases(source: Path, target: Path, derived: bool = False) -> Cases:
     if not found.scans:
         told = "".join(f"; {one.file}: {one.reason}" for one in found.others[:NAMED])
         raise ConfigError(f"{source} holds no .nii or .nii.gz file and no DICOM series to segment{told}")
-    _require_distinct(found.scans, source)
+    require_distinct(found.scans, source)
     if any(path.parent.resolve() == target.resolve() for scan in found.scans for path in scan.paths):
         raise ConfigError(f"masks would overwrite the scans in {target}; name another output folder")
     return found
@@ -139,8 +146,8 @@ def _of_manifest(path: Path) -> Iterable[Scan]:
                 f"{path}: id '{row['id']}' is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', the first a "
                 "letter or digit"
             )
-        image = Path(row["image"])
-        yield Scan(row["id"], image.name, (image,), row["modality"] or None)
+        images = tuple(Path(row[column]) for column in image_columns(row))
+        yield Scan(row["id"], images[0].name, images, row["modality"] or None, channels=channel_names(row))
 
 
 def _of_folder(source: Path, target: Path, derived: bool) -> Cases:
@@ -210,7 +217,12 @@ def _some(paths: Sequence[Path], source: Path) -> str:
     return f"{named} and {len(paths) - NAMED} more" if len(paths) > NAMED else named
 
 
-def _require_distinct(scans: Sequence[Scan], source: Path) -> None:
+def require_distinct(scans: Sequence[Scan], source: Path) -> None:
+    """Refuses scans whose masks would have one name.
+
+    Raises:
+        ConfigError: Two would.
+    """
     taken: dict[str, Scan] = {}  # names that differ in case only are one file on some disks
     for scan in scans:
         if other := taken.get(scan.case.casefold()):

@@ -83,7 +83,12 @@ class Client:
         try:
             model = answer.json()["model"]
             regions = tuple(map(tuple, model["regions"]))
-            return Model(**{**model, "classes": tuple(model["classes"]), "regions": regions})
+            told = {
+                "classes": tuple(model["classes"]),
+                "regions": regions,
+                "channels": tuple(model.get("channels", ())),
+            }
+            return Model(**{**model, **told})
         except (ValueError, KeyError, TypeError):
             raise ServiceError(
                 f"{self.url} answers {answer.status_code} but is no ready segmentation service; start `dropgen serve`"

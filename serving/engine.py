@@ -135,7 +135,7 @@ class Engine:
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
             with self.watchdog.predicting(plan.peak):
                 with _before_windows(segmenter, require_wanted):
-                    mask = Volume(segmenter.predict(volume, modality), volume.affine)
+                    mask = Volume(segmenter.predict(volume, modality=modality), volume.affine)
                 spec = segmenter.spec
                 findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
                 if order.dicom:

@@ -144,6 +144,11 @@ def _opened(arguments: argparse.Namespace, audit: Journal) -> tuple[Model, Segme
     given = argparse.Namespace(**vars(arguments), **alone, adapt=None, stable_bundle=None, uncertainty=False)
     model, work = open_work(given, 1, ReadApart(arguments.derived))
     asked = Asked(arguments.modality, dicom_seg=arguments.dicom_seg)
+    if model.channels:
+        raise ConfigError(
+            f"{model.uri} takes images of {len(model.channels)} channels, {', '.join(model.channels)}, and a DICOM "
+            "series is one of them; name a model of one channel"
+        )
 
     def segment(folder: Path, target: Path) -> dict[str, Any]:
         scan = Scan(folder.name, folder.name, tuple(sorted(folder.glob("*.dcm"))), series=True)

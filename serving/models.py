@@ -37,6 +37,7 @@ class Model:
         version: As it is registered, else the digest.
         codes: What classes are in a terminology, as `features.studies.codes.Code` has it.
         regions: Of every class but background the values that it is made of in a mask, where classes overlap.
+        channels: Names of an image's channels, in their order; none where there is one.
     """
 
     uri: str
@@ -46,6 +47,7 @@ class Model:
     version: str
     codes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     regions: tuple[tuple[int, ...], ...] = ()
+    channels: tuple[str, ...] = ()
 
     @property
     def labelling(self) -> Labelling:
@@ -63,7 +65,8 @@ class Model:
         record = read_record(bundle)
         spec, key = record["spec"], digest(record)
         regions = tuple(map(tuple, spec.get("regions", ())))
-        return cls(uri, key, tuple(spec["classes"]), spec["name"], key, spec.get("codes", {}), regions)
+        channels = tuple(spec.get("channels", ()))
+        return cls(uri, key, tuple(spec["classes"]), spec["name"], key, spec.get("codes", {}), regions, channels)
 
     @classmethod
     def registered(cls, found: Registered, uri: str) -> Model:
@@ -96,6 +99,18 @@ class Served:
                 f"model '{self.registered.name}' scales intensities by modality, and the request names "
                 f"{'none' if modality is None else 'an unknown one'}; add ?modality= one of "
                 f"{', '.join(self.modalities)}"
+            )
+
+    def require_one_channel(self) -> None:
+        """Refuses a request before its body arrives, because a body holds one volume.
+
+        Raises:
+            VolumeError: The model takes several channels.
+        """
+        if names := self.model.channels:
+            raise VolumeError(
+                f"model '{self.registered.name}' takes images of {len(names)} channels, {', '.join(names)}, and the "
+                "service takes one volume; segment such images with dropgen segment, without --url"
             )
 
     def modality_of(self, given: str | None, tag: str | None) -> str | None:
@@ -165,11 +180,9 @@ class Models:
         registered = resolve(self._root, match["name"], alias, version)
         suffix = f"@{alias}" if version is None else f"/{version}"
         intensity = read_record(registered.bundle)["spec"]["intensity"]
-        served = Served(
-            registered,
-            Model.registered(registered, f"models:/{registered.name}{suffix}"),
-            tuple(sorted(intensity)) if isinstance(intensity, dict) else (),
-        )
+        model = Model.registered(registered, f"models:/{registered.name}{suffix}")
+        by_modality = isinstance(intensity, dict) and not model.channels
+        served = Served(registered, model, tuple(sorted(intensity)) if by_modality else ())
         with self._lock:
             self._found[text] = self._clock(), served
         return served

@@ -24,7 +24,7 @@ class Segmented:
     """One scan with its mask.
 
     Attributes:
-        image: The scan.
+        image: The scan, of several channels the first: what its picture shows.
         mask: uint8 on its grid.
         uncertainty: Where it was asked for.
         slices: The DICOM files that the scan was read from, in the order of its third axis; none for NIfTI.

@@ -37,7 +37,7 @@ def fill_store(
     features = experiment.features
     methods = map(build_method, planned.methods)
     needed = features.source != "online" and any(map(leaves_source_open, methods))
-    extractor = build_extractor(features.extractor) if needed else None
+    extractor = build_extractor(features.extractor, image_channels=study.image_channels) if needed else None
     store = FeatureStore.of(features, root)
     if extractor is not None and features.source == "auto":
         needed = worth_storing(experiment, study, extractor, root, store)

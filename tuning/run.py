@@ -211,7 +211,7 @@ def run(
 
 def _files_key(path: Path, study: Study) -> str:
     """Changes with every file that the check reads, without reading any of them."""
-    files = [path, *(file for case in study.cases for file in (case.image, case.label) if file is not None)]
+    files = [path, *(file for case in study.cases for file in (*case.images, case.label) if file is not None)]
     marks = [(str(file), *_mark(file)) for file in files]
     return digest([marks, code_version("features/studies")])
 

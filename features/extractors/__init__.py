@@ -15,6 +15,7 @@ from torch import Tensor
 from dropgen.config import Component
 from dropgen.errors import ConfigError, closest
 from dropgen.features.extractors.anatomix import Anatomix
+from dropgen.features.extractors.channels import EachChannel
 from dropgen.features.extractors.identity import Identity
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.extractors.nninteractive import NnInteractive
@@ -25,6 +26,8 @@ from dropgen.features.symmetry import AxisSymmetry
 
 class Extractor(Protocol):
     """A frozen map from an image in unit scale to features that are stable across domains.
+
+    A registered one takes one image channel; `EachChannel` runs it on each of several.
 
     Attributes:
         name: Registry name.
@@ -41,7 +44,7 @@ class Extractor(Protocol):
     channels: int
     multiple: int
     min_size: int
-    tile_bytes: ClassVar[int]
+    tile_bytes: int
     fingerprint: str
 
     @property
@@ -55,14 +58,14 @@ class Extractor(Protocol):
     def channel_permutation(self, symmetry: AxisSymmetry) -> tuple[int, ...] | None:
         """The P with `F(symmetry(x))[c] == symmetry(F(x))[P[c]]` exactly; None when there is none."""
 
-    def fit(self, image_b1xyz: Tensor, inner: Box = (slice(None),) * 3) -> Tensor | None:
+    def fit(self, image_bmxyz: Tensor, inner: Box = (slice(None),) * 3, /) -> Tensor | None:
         """Statistics `[B, S]` of whole volumes that `__call__` needs; None when it needs none.
 
         Each is a mean over the voxels of `inner`, the rest being context: the mean over a volume is that of its
         tiles, weighted by their voxels.
         """
 
-    def __call__(self, image_b1xyz: Tensor, stats: Tensor | None = None) -> Tensor:
+    def __call__(self, image_bmxyz: Tensor, stats: Tensor | None = None, /) -> Tensor:
         """Raw features `[B, C, X, Y, Z]`, float32, without gradient."""
 
 
@@ -77,8 +80,8 @@ def options(name: str) -> dict[str, Any]:
     return {key: parameter.default for key, parameter in parameters.items() if key != "device"}
 
 
-def build(component: Component, device: str = "cpu") -> Extractor:
-    """Builds an extractor by name.
+def build(component: Component, device: str = "cpu", image_channels: int = 1) -> Extractor:
+    """Builds an extractor by name, for images of so many channels.
 
     Raises:
         ConfigError: Unknown name or option.
@@ -92,7 +95,8 @@ def build(component: Component, device: str = "cpu") -> Extractor:
             hint = closest(key, known) if known else "; it has none"
             raise ConfigError(f"unknown option '{key}' of extractor '{component.name}'{hint}")
     factory: Callable[..., Extractor] = EXTRACTORS[component.name]
-    return factory(**component.options, device=device)
+    extractor = factory(**component.options, device=device)
+    return extractor if image_channels == 1 else EachChannel(extractor, image_channels)
 
 
 def instance_norm(features_bcxyz: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ def instance_norm(features_bcxyz: Tensor) -> Tensor:
 
 def extract(
     extractor: Extractor,
-    unit: np.ndarray,
+    unit_mxyz: np.ndarray,
     device: str = "cpu",
     working_bytes: int = WORKING_BYTES,
     stats: Tensor | None = None,
@@ -117,7 +121,7 @@ def extract(
 
     Args:
         extractor: Any extractor.
-        unit: `[X, Y, Z]`, unit scale.
+        unit_mxyz: `[M, X, Y, Z]`, unit scale, as many channels as the extractor was built for.
         device: Where the extractor was built.
         working_bytes: What a tile may take beside the result; decides where an inexact halo has its seams.
         stats: Those of a larger volume that this one is a part of; its own when None.
@@ -125,38 +129,39 @@ def extract(
     Returns:
         Raw features `[C, X, Y, Z]` float32 and the statistics `[S]`, or None where there are none.
     """
-    image = _legal(extractor, unit)
-    plan = tuple(tiles(extractor, unit.shape, working_bytes))
+    image, shape = _legal(extractor, unit_mxyz), unit_mxyz.shape[1:]
+    plan = tuple(tiles(extractor, shape, working_bytes))
     if stats is None:
         stats = _fit(extractor, image, plan, device)
-    features = np.empty((extractor.channels, *unit.shape), np.float32)
+    features = np.empty((extractor.channels, *shape), np.float32)
     for tile in plan:
         seen = image[(..., *tile.seen)].to(device)
         features[(slice(None), *tile.core)] = extractor(seen, stats)[(0, slice(None), *tile.inner)].cpu().numpy()
     return features, None if stats is None else stats[0].cpu().numpy()
 
 
-def fit(extractor: Extractor, unit: np.ndarray, device: str, working_bytes: int) -> Tensor | None:
+def fit(extractor: Extractor, unit_mxyz: np.ndarray, device: str, working_bytes: int) -> Tensor | None:
     """Statistics `[1, S]` of one whole volume; arguments as for `extract`, which takes them."""
-    return _fit(extractor, _legal(extractor, unit), tuple(tiles(extractor, unit.shape, working_bytes)), device)
+    plan = tuple(tiles(extractor, unit_mxyz.shape[1:], working_bytes))
+    return _fit(extractor, _legal(extractor, unit_mxyz), plan, device)
 
 
-def _legal(extractor: Extractor, unit: np.ndarray) -> Tensor:
-    """A volume padded by replication up to a legal size, `[1, 1, X, Y, Z]`."""
-    image = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[None, None]
-    sizes = legal_shape(extractor, unit.shape)
-    if sizes == unit.shape:
+def _legal(extractor: Extractor, unit_mxyz: np.ndarray) -> Tensor:
+    """A volume padded by replication up to a legal size, `[1, M, X, Y, Z]`."""
+    image, shape = torch.from_numpy(np.ascontiguousarray(unit_mxyz, dtype=np.float32))[None], unit_mxyz.shape[1:]
+    sizes = legal_shape(extractor, shape)
+    if sizes == shape:
         return image
-    padding = [amount for have, want in zip(unit.shape[::-1], sizes[::-1], strict=True) for amount in (0, want - have)]
+    padding = [amount for have, want in zip(shape[::-1], sizes[::-1], strict=True) for amount in (0, want - have)]
     return nnf.pad(image, padding, mode="replicate")
 
 
-def _fit(extractor: Extractor, image_11xyz: Tensor, plan: Sequence[Tile], device: str) -> Tensor | None:
+def _fit(extractor: Extractor, image_1mxyz: Tensor, plan: Sequence[Tile], device: str) -> Tensor | None:
     """Statistics of a volume from its tiles: float64 sums over all cores, divided by their voxels."""
     total: Tensor | None = None
     count = 0
     for tile in plan:
-        mean = extractor.fit(image_11xyz[(..., *tile.seen)].to(device), tile.inner)
+        mean = extractor.fit(image_1mxyz[(..., *tile.seen)].to(device), tile.inner)
         if mean is None:
             return None
         voxels = math.prod(edge.stop - edge.start for edge in tile.core)

@@ -114,7 +114,7 @@ class Anatomix:
     """
 
     name = "anatomix"
-    tile_bytes: ClassVar[int] = 56  # 45 at 96^3
+    tile_bytes = 56  # 45 at 96^3
     source: ClassVar[str] = (
         "Dey et al., Learning General-Purpose Biomedical Volume Representations using Randomized Synthesis, ICLR 2025"
     )

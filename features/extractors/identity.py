@@ -24,7 +24,7 @@ class Identity:
     channels = 1
     multiple = 1
     min_size = 1
-    tile_bytes: ClassVar[int] = 16  # 5 to 13 from 128^3 down to 64^3
+    tile_bytes = 16  # 5 to 13 from 128^3 down to 64^3
     locality = 0
     halo = 0
     fingerprint = f"identity-v{VERSION}"

@@ -44,7 +44,7 @@ class Mind:
     name = "mind"
     multiple = 1
     min_size = 1
-    tile_bytes: ClassVar[int] = 24  # 10 to 15 were seen from 128^3 down to 64^3
+    tile_bytes = 24  # 10 to 15 were seen from 128^3 down to 64^3
     source: ClassVar[str] = (
         "Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities, "
         "MICCAI 2013"

@@ -54,7 +54,7 @@ class NnInteractive:
     """
 
     name = "nninteractive"
-    tile_bytes: ClassVar[int] = 56  # as anatomix; not measured
+    tile_bytes = 56  # as anatomix; not measured
     source: ClassVar[str] = "Isensee et al., nnInteractive: Redefining 3D Promptable Segmentation, 2025"
     locality: Literal["global"] = "global"
     halo: Literal["global"] = "global"

@@ -33,7 +33,7 @@ class RandomConv:
     source: ClassVar[str] = "the control with untrained features: nothing is published of it"
     multiple = 1
     min_size = 1
-    tile_bytes: ClassVar[int] = 16  # 8 at 64^3 to 128^3
+    tile_bytes = 16  # 8 at 64^3 to 128^3
     locality = KERNEL // 2
     halo = KERNEL // 2
 

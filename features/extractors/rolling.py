@@ -43,17 +43,17 @@ class RollingFeatures:
 
     Args:
         extractor: One that `rolls`.
-        unit_xyz: The volume, unit scale.
+        unit_mxyz: The volume, unit scale.
         axis: Along which boxes come.
         depth: The most planes of a box.
         device: Where the extractor was built.
     """
 
-    def __init__(self, extractor: Extractor, unit_xyz: np.ndarray, axis: int, depth: int, device: str) -> None:
-        self._extractor, self._unit_xyz, self._device = extractor, unit_xyz, device
+    def __init__(self, extractor: Extractor, unit_mxyz: np.ndarray, axis: int, depth: int, device: str) -> None:
+        self._extractor, self._unit_mxyz, self._device = extractor, unit_mxyz, device
         self._axis, self._depth = axis, depth
-        self._stats = fit(extractor, unit_xyz, device, ROLLING_BYTES)
-        held = [depth if index == axis else size for index, size in enumerate(unit_xyz.shape)]
+        self._stats = fit(extractor, unit_mxyz, device, ROLLING_BYTES)
+        held = [depth if index == axis else size for index, size in enumerate(unit_mxyz.shape[1:])]
         self._held_cxyz = np.empty((extractor.channels, *held), np.float32)
         self._start = self._stop = 0
 
@@ -72,9 +72,9 @@ class RollingFeatures:
     def _extract(self, start: int, stop: int) -> None:
         halo = self._extractor.halo
         assert halo != "global"
-        first, last = max(0, start - halo), min(self._unit_xyz.shape[self._axis], stop + halo)
-        seen_xyz = self._unit_xyz[along(self._axis, slice(first, last))]
-        seen_cxyz, _ = extract(self._extractor, seen_xyz, self._device, ROLLING_BYTES, self._stats)
+        first, last = max(0, start - halo), min(self._unit_mxyz.shape[1 + self._axis], stop + halo)
+        seen_mxyz = self._unit_mxyz[:, *along(self._axis, slice(first, last))]
+        seen_cxyz, _ = extract(self._extractor, seen_mxyz, self._device, ROLLING_BYTES, self._stats)
         for plane, places in runs(start, stop, self._depth):
             part = slice(plane - first, plane - first + places.stop - places.start)
             self._held_cxyz[:, *along(self._axis, places)] = seen_cxyz[:, *along(self._axis, part)]

@@ -65,14 +65,18 @@ class FeatureStore:
         return self.place.has((kind, key))
 
     def put_volume(self, key: str, prepared: Prepared, provenance: Mapping[str, Any]) -> None:
-        """Stores a prepared volume.
+        """Stores a prepared image, of one channel as `[X, Y, Z]` with one shift and scale, else as `[M, X, Y, Z]`.
 
         Raises:
             StoreError: A voxel is not finite; names the case.
             ResourceError: The disk is full, or the place cannot be written or reached; nothing is left behind.
         """
-        attributes = {"shift": prepared.shift, "scale": prepared.scale, "grid": prepared.grid.to_json()}
-        unit = np.asarray(prepared.unit, np.float32)
+        unit, shift, scale = np.asarray(prepared.unit, np.float32), prepared.shift, prepared.scale
+        one = len(unit) == 1
+        attributes = {
+            "shift": shift[0] if one else shift, "scale": scale[0] if one else scale, "grid": prepared.grid.to_json()
+        }  # fmt: skip
+        unit = unit[0] if one else unit
         self._put("volumes", key, unit, unit.shape, np.dtype(np.float32), attributes, provenance)
 
     def put_label(self, key: str, label: np.ndarray, provenance: Mapping[str, Any]) -> None:

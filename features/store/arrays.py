@@ -34,7 +34,7 @@ class OpenArray(NamedTuple):
     """What an entry says of its array, nothing of its values read.
 
     Attributes:
-        shape: `[X, Y, Z]` or `[C, X, Y, Z]`.
+        shape: `[X, Y, Z]`, or with channels before these.
         dtype: Type of the stored values.
         attributes: As they were given to `write_array`.
         checksums: Of every file, by its name.

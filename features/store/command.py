@@ -70,7 +70,7 @@ def _whole_store(arguments: argparse.Namespace) -> Features:
 def _index(experiment: Experiment, root: Path, store: FeatureStore) -> StudyIndex:
     stored = experiment.features.source != "online"
     study = load_study(experiment.study, root)
-    extractor = build(experiment.features.extractor) if stored else None
+    extractor = build(experiment.features.extractor, image_channels=study.image_channels) if stored else None
     return StudyIndex.of(study, extractor, experiment.features.dtype, store)
 
 

@@ -11,15 +11,17 @@ from dropgen.features.store.arrays import OPEN_MAPS, OpenArray, map_chunk, open_
 from dropgen.features.store.features import StoredFeatures
 from dropgen.features.studies.prepare import Grid, Prepared
 
-WHOLE = "c.0.0.0"  # the one chunk of a volume or a label
+WHOLE = "c.0.0.0"  # the one chunk of a label, or of an image of one channel
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS // 4)
 def map_volume(folder: str) -> Prepared:
-    """The prepared volume of an entry's folder; raises as `open_array` and `map_chunk`."""
+    """The prepared image of an entry's folder; raises as `open_array` and `map_chunk`."""
     array = open_array(Path(folder))
-    attributes = array.attributes
-    return Prepared(_map(folder, array), attributes["shift"], attributes["scale"], Grid.from_json(attributes["grid"]))
+    unit, attributes, grid = _map(folder, array), array.attributes, Grid.from_json(array.attributes["grid"])
+    if unit.ndim == 3:
+        return Prepared(unit[None], (attributes["shift"],), (attributes["scale"],), grid)
+    return Prepared(unit, tuple(attributes["shift"]), tuple(attributes["scale"]), grid)
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS // 4)
@@ -41,4 +43,5 @@ def close_maps() -> None:
 
 
 def _map(folder: str, array: OpenArray) -> np.ndarray:
-    return map_chunk(f"{folder}/{WHOLE}", array.shape, array.dtype, array.checksums[WHOLE])
+    name = WHOLE if len(array.shape) == 3 else f"{WHOLE}.0"
+    return map_chunk(f"{folder}/{name}", array.shape, array.dtype, array.checksums[name])

@@ -8,7 +8,7 @@ import numpy as np
 
 from dropgen.errors import StudyError, VolumeError
 from dropgen.features.studies.geometry import grid_difference
-from dropgen.features.studies.prepare import Grid
+from dropgen.features.studies.prepare import Grid, require_one_grid
 from dropgen.features.studies.study import Case, Study, structure_problems
 from dropgen.features.studies.volume import Volume, read_mask, read_volume
 
@@ -46,10 +46,18 @@ def _volume_problems(case: Case, study: Study) -> list[str]:
     """What is wrong inside a case's files; files that do not exist are the structure's problem."""
     problems = []
     image = mask = None
+    channels = {}
+    for name, path in zip(study.channels or ("",), case.images, strict=True):
+        try:
+            if path.is_file():
+                channels[f"{name} ({path})"] = read_volume(path)
+        except VolumeError as error:
+            problems.append(f"{f'channel {name}: ' if name else ''}{error}")
     try:
-        if case.image.is_file():
-            image = read_volume(case.image)
+        if channels:
+            image = next(iter(channels.values()))
             Grid.of(image, study.preparation)
+            require_one_grid(tuple(channels.values()), tuple(channels))
     except VolumeError as error:
         problems.append(str(error))
     try:

@@ -99,6 +99,7 @@ def _check(arguments: argparse.Namespace) -> dict[str, Any]:
         "problems": [],
         "splits": {split: len(study.split(split)) for split in SPLITS},
         "domains": _domains(study),
+        "channels": list(study.channels),
     }
     with progress("cases") as bar:
         task = bar.add_task(f"check {study.name}", total=len(study.cases), note="")
@@ -110,6 +111,8 @@ def _check(arguments: argparse.Namespace) -> dict[str, Any]:
     subjects = len({case.subject for case in study.cases})
     say(f"study {study.name} is sound: {len(study.cases)} cases of {subjects} subjects")
     say("  " + ", ".join(f"{split} {count}" for split, count in document["splits"].items()))
+    if study.channels:
+        say(f"  channels {', '.join(study.channels)}")
     say("  domains " + ", ".join(f"{domain} {count}" for domain, count in document["domains"].items()))
     return document
 

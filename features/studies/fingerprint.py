@@ -10,6 +10,7 @@ import numpy as np
 
 from dropgen.errors import StudyError, VolumeError
 from dropgen.features.studies import geometry
+from dropgen.features.studies.prepare import require_one_grid
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import Volume, read_mask, read_volume
 
@@ -21,7 +22,7 @@ ML = 1000  # cubic millimetres
 
 @dataclass(frozen=True)
 class Intensities:
-    """Raw values of all training cases of one modality.
+    """Raw values of all training cases of one modality, or of one channel.
 
     Attributes:
         cases: How many there are.
@@ -60,8 +61,9 @@ class Fingerprint:
     Attributes:
         spacings: [N, 3] mm, RAS axes.
         shapes: [N, 3] voxels, RAS axes.
-        inner_shapes: [N, 3] voxels of the smallest box that holds every voxel that is not 0, as nnU-Net measures.
-        intensities: By modality.
+        inner_shapes: [N, 3] voxels of the smallest box that holds every voxel that is not 0 in some channel, as
+            nnU-Net measures.
+        intensities: By modality, or by channel where images have several.
         classes: By label value, without 0.
     """
 
@@ -92,16 +94,19 @@ def take_fingerprint(study: Study, on_case: Callable[[Case], None] = lambda case
     generator = np.random.default_rng(0)
     for case in cases:
         try:
-            image, mask = _read(case, study.ignore)
+            channels, mask = _read(case, study)
         except VolumeError as error:
             problems.append(f"case {case.id}: {error}")
             continue
+        image = channels[0]
         shape, affine = geometry.ras_grid(image.array.shape, image.affine)
         spacing = geometry.spacing_of(affine)
         spacings.append(spacing)
         shapes.append(shape)
-        inner.append(geometry.ras_grid(_inner_shape(image.array), image.affine)[0])
-        values[case.modality or UNNAMED].append(_Values.of(image.array, mask.array, generator))
+        filled = np.logical_or.reduce([channel.array != 0 for channel in channels])
+        inner.append(geometry.ras_grid(_inner_shape(filled), image.affine)[0])
+        for name, channel in zip(study.channels or (case.modality or UNNAMED,), channels, strict=True):
+            values[name].append(_Values.of(channel.array, mask.array, generator))
         for value, voxels in zip(*np.unique(mask.array, return_counts=True), strict=True):
             if value > 0:
                 volumes[int(value)].append(float(voxels * np.prod(spacing)) / ML)
@@ -112,7 +117,7 @@ def take_fingerprint(study: Study, on_case: Callable[[Case], None] = lambda case
         spacings=np.array(spacings),
         shapes=np.array(shapes),
         inner_shapes=np.array(inner),
-        intensities={name: _pooled(found) for name, found in sorted(values.items())},
+        intensities={name: _pooled(values[name]) for name in study.channels or sorted(values)},
         classes={
             value: ClassVolumes(len(found), min(found), float(np.median(found)), max(found))
             for value, found in sorted(volumes.items())
@@ -151,19 +156,20 @@ def _pooled(found: list[_Values]) -> Intensities:
     )
 
 
-def _read(case: Case, ignore: int | None) -> tuple[Volume, Volume]:
-    """Image and mask, in which ignored voxels are background."""
+def _read(case: Case, study: Study) -> tuple[tuple[Volume, ...], Volume]:
+    """The channels of the image, and the mask, in which ignored voxels are background."""
     assert case.label is not None  # a study without it was refused when it was loaded
-    image, mask = read_volume(case.image), read_mask(case.label)
-    if difference := geometry.grid_difference(mask, image.array.shape, image.affine):
+    channels, mask = tuple(map(read_volume, case.images)), read_mask(case.label)
+    require_one_grid(channels, study.channels)
+    if difference := geometry.grid_difference(mask, channels[0].array.shape, channels[0].affine):
         raise VolumeError(f"label is not on the image's grid: {difference}")
-    return image, mask if ignore is None else Volume(mask.array * (mask.array != ignore), mask.affine)
+    return channels, (mask if study.ignore is None else Volume(mask.array * (mask.array != study.ignore), mask.affine))
 
 
-def _inner_shape(image: np.ndarray) -> tuple[int, ...]:
-    """Size of the box around all voxels that are not 0, in file order; of the whole volume where there are none."""
+def _inner_shape(filled: np.ndarray) -> tuple[int, ...]:
+    """Size of the box around all voxels that are filled, in file order; of the whole volume where there are none."""
     spans = []
     for axis in range(3):
-        hit = np.flatnonzero((image != 0).any(axis=tuple(other for other in range(3) if other != axis)))
-        spans.append(int(hit[-1] - hit[0] + 1) if hit.size else image.shape[axis])
+        hit = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
+        spans.append(int(hit[-1] - hit[0] + 1) if hit.size else filled.shape[axis])
     return tuple(spans)

@@ -81,14 +81,16 @@ def resampled_affine(
     return affine @ index
 
 
-def grid_difference(mask: Volume, shape: tuple[int, ...], affine: np.ndarray) -> str | None:
+def grid_difference(
+    mask: Volume, shape: tuple[int, ...], affine: np.ndarray, what: str = "label", other: str = "image"
+) -> str | None:
     """Says on which axis and by how much a mask leaves an image's grid; None where the grids agree."""
     for axis, size, expected in zip("xyz", mask.array.shape, shape, strict=True):
         if size != expected:
-            return f"axis {axis} of the label has {size} voxels, of the image {expected}"
+            return f"axis {axis} of the {what} has {size} voxels, of the {other} {expected}"
     difference = np.abs(mask.affine - affine)[:3]
     if difference.max() <= GRID_TOLERANCE:
         return None
     row, column = np.unravel_index(int(difference.argmax()), difference.shape)
-    what = "origin" if column == 3 else f"step of axis {'xyz'[column]}"
-    return f"{what} along world {'xyz'[row]} differs by {difference[row, column]:.4g} mm between label and image"
+    step = "origin" if column == 3 else f"step of axis {'xyz'[column]}"
+    return f"{step} along world {'xyz'[row]} differs by {difference[row, column]:.4g} mm between {what} and {other}"

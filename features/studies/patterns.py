@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dropgen.config import Frozen
 from dropgen.errors import StudyError, closest
-from dropgen.features.studies.sources import COLUMNS, Row, case_id
+from dropgen.features.studies.sources import CHANNEL, IMAGE, Row, case_id, row_of
 from dropgen.features.studies.splits import SPLITS, Split, shuffled
 
 KEPT = ("subject", "domain", "modality", "id")  # columns of a manifest; any other name pairs labels with images
@@ -32,7 +32,9 @@ class Patterns(Frozen):
 
     Attributes:
         folder: What the patterns start from; relative to the study's YAML file.
-        images: Pattern of every image, with `{subject}` in it.
+        images: Pattern of every image, with `{subject}` in it; of images of several channels a pattern for each, by
+            the channel's name. A case is an image of the first channel with those of the others that agree with it in
+            every name that both patterns keep.
         labels: Pattern of every label; one belongs to the images with which it shares all that both patterns keep.
         splits: Of every split its people, or its share of all people, who are then shuffled by the split's seed.
         domains: Of a split the domains that it takes; all of them where it is not named.
@@ -40,7 +42,7 @@ class Patterns(Frozen):
     """
 
     folder: str = "."
-    images: str
+    images: str | dict[str, str]
     labels: str
     splits: dict[Split, float | tuple[str, ...]] = Field(min_length=1)
     domains: dict[Split, tuple[str, ...]] = Field(default_factory=dict)
@@ -48,9 +50,12 @@ class Patterns(Frozen):
 
     @field_validator("images")
     @classmethod
-    def _tells_people_apart(cls, images: str) -> str:
-        if "{subject}" not in images:
-            raise ValueError("the pattern needs {subject}, because splits go by people")
+    def _tells_people_apart(cls, images: str | dict[str, str]) -> str | dict[str, str]:
+        if isinstance(images, dict) and len(images) < 2:
+            raise ValueError("name at least two channels, or give one pattern")
+        for pattern in [images] if isinstance(images, str) else images.values():
+            if "{subject}" not in pattern:
+                raise ValueError(f"the pattern needs {{subject}}, because splits go by people: {pattern}")
         return images
 
     @field_validator("splits", mode="before")
@@ -69,12 +74,19 @@ class Patterns(Frozen):
             raise ValueError("splits are lists of people or shares of all people, not both")
         if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > WHOLE):
             raise ValueError(f"the shares {', '.join(f'{share:g}' for share in shares)} of splits must sum to 1")
-        if self.domains and "{domain}" not in self.images:
+        if self.domains and "{domain}" not in next(iter(self.by_column.values())):
             raise ValueError("domains chooses by {domain}, which the pattern of images does not hold")
         for split in self.domains:
             if split not in self.splits:
                 raise ValueError(f"domains names split {split}, and splits does not")
         return self
+
+    @property
+    def by_column(self) -> dict[str, str]:
+        """The patterns of images by the column that a manifest would have for them."""
+        if isinstance(self.images, str):
+            return {IMAGE: self.images}
+        return {CHANNEL + name: pattern for name, pattern in self.images.items()}
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,37 @@ class Pattern:
         return re.compile("".join([*parts, re.escape(self.text[end:])]))
 
 
+@dataclass(frozen=True)
+class Partners:
+    """Files that go with the images of the first channel by what both patterns keep: labels, or another channel.
+
+    Attributes:
+        text: The pattern.
+        files: Each with what is kept of its path.
+        shared: The names that both patterns keep.
+    """
+
+    text: str
+    files: Mapping[Path, Mapping[str, str]]
+    shared: tuple[str, ...]
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[str, ...], list[Path]]:
+        grouped: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+        for path, kept in self.files.items():
+            grouped[_values(kept, self.shared)].append(path)
+        return grouped
+
+    def of(self, kept: Mapping[str, str]) -> list[Path]:
+        """Those of one image."""
+        return self._by_key.get(_values(kept, self.shared), [])
+
+    def alone(self, found: Iterable[Mapping[str, str]]) -> list[Path]:
+        """Those of no image."""
+        used = {_values(kept, self.shared) for kept in found}
+        return [path for path, kept in self.files.items() if _values(kept, self.shared) not in used]
+
+
 def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
     """Lists the cases of a study whose files are found by their names; no volume is opened.
 
@@ -131,35 +174,48 @@ def pattern_rows(patterns: Patterns, folder: Path) -> list[Row]:
 
     Raises:
         StudyError: No image is found, an image of training or validation has no label, an image has several, a label
-            has no image, or a person is in no split or in several; all are listed.
+            has no image, a channel is missing or there twice, or a person is in no split or in several; all are listed.
     """
-    images, labels = Pattern(patterns.images, folder), Pattern(patterns.labels, folder)
+    (column, first), *others = patterns.by_column.items()
+    images, labels = Pattern(first, folder), Pattern(patterns.labels, folder)
     masks, misfits = labels.found()
     found, problems = images.found()
     found = {image: kept for image, kept in found.items() if image not in masks}
+    truth = Partners(labels.text, masks, tuple(sorted(images.names & labels.names)))
+    channels: dict[str, Partners] = {}
+    for name, text in others:
+        pattern = Pattern(text, folder)
+        files, more = pattern.found()
+        misfits += more
+        files = {path: kept for path, kept in files.items() if path not in masks}
+        channels[name] = Partners(text, files, tuple(sorted(images.names & pattern.names)))
     if not found and not problems:
-        raise StudyError(f"no NIfTI file in {folder} fits images: '{patterns.images}'; correct the pattern or folder")
+        raise StudyError(f"no NIfTI file in {folder} fits images: '{first}'; correct the pattern or folder")
     split_of, wrong = _assigned(patterns, found)
     problems += misfits + wrong + _unknown_domains(patterns, found)
-    shared = sorted(images.names & labels.names)
-    by_key: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-    for mask, kept in masks.items():
-        by_key[_values(kept, shared)].append(mask)
     rows = []
     for image, kept in found.items():
         split = split_of.get(kept["subject"])
         if split is None or ("domain" in kept and kept["domain"] not in patterns.domains.get(split, [kept["domain"]])):
             continue
-        fitting = by_key.get(_values(kept, shared), [])
+        row = {column: str(image)}
+        for name, partners in channels.items():
+            row[name] = str(next(iter(partners.of(kept)), ""))
+            if (count := len(partners.of(kept))) != 1:
+                told = f"{count or 'no'} image{'s' if count else ''} of channel {name.removeprefix(CHANNEL)}"
+                problems.append(f"{image}: {told} for it by '{partners.text}'; a case has one")
+        fitting = truth.of(kept)
         if len(fitting) > 1:
             problems.append(f"{image}: {len(fitting)} labels fit it, {', '.join(map(str, fitting))}; narrow 'labels'")
         elif not fitting and split != "test":
             problems.append(f"{image}: no label fits '{patterns.labels}' and split {split} needs one")
-        row = dict.fromkeys(COLUMNS, "") | {name: kept[name] for name in KEPT if name in kept}
-        row |= {"image": str(image), "label": str(fitting[0]) if fitting else "", "split": split}
+        row = row_of(row, label=str(fitting[0]) if fitting else "", split=split)
+        row |= {name: kept[name] for name in KEPT if name in kept}
         rows.append(row | {"id": row["id"] or case_id(image)})
-    used = {_values(kept, shared) for kept in found.values()}
-    problems += [f"{mask}: label without an image" for mask, kept in masks.items() if _values(kept, shared) not in used]
+    problems += [f"{mask}: label without an image" for mask in truth.alone(found.values())]
+    for name, partners in channels.items():
+        told = f"channel {name.removeprefix(CHANNEL)} without the image of the first channel"
+        problems += [f"{path}: {told}" for path in partners.alone(found.values())]
     if problems:
         raise StudyError(f"{folder} cannot be read by the patterns of the study:", problems)
     return rows
@@ -177,7 +233,8 @@ def _assigned(patterns: Patterns, found: Mapping[Path, Mapping[str, str]]) -> tu
     for person in sorted({person for person, _ in named} | set(people)):
         splits = [split for one, split in named if one == person]
         if person not in example:
-            problems.append(f"subject {person}: named in {splits[0]}, and no image of '{patterns.images}' is theirs")
+            pattern = next(iter(patterns.by_column.values()))
+            problems.append(f"subject {person}: named in {splits[0]}, and no image of '{pattern}' is theirs")
         elif len(splits) > 1:
             problems.append(f"subject {person}: in {' and '.join(splits)}; one place takes them ({example[person]})")
         elif not splits:

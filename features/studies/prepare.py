@@ -1,17 +1,19 @@
-"""The one way from a volume on disk to the array that extractors and networks see, and back for masks.
+"""The one way from the volumes of an image to the array that extractors and networks see, and back for masks.
 
 Order: orient to RAS, resample to the study's spacing (linear / nearest), scale intensities per volume, pad
-symmetrically with unit value 0 up to the crop size.
+symmetrically with unit value 0 up to the crop size. Every channel of an image goes this way by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dropgen.errors import VolumeError, closest
 from dropgen.features.studies import geometry
@@ -30,18 +32,29 @@ class Preparation:
     Attributes:
         spacing: Target voxel size in mm, RAS axes.
         crop: Least size in voxels; smaller volumes are padded up to it.
-        intensity: A rule of `intensity.RULES`, or one rule per modality.
+        intensity: A rule of `intensity.RULES`, or one rule per modality, or per channel where there are several.
+        channels: Names of an image's channels; none where there is one, which needs no name.
     """
 
     spacing: tuple[float, float, float]
     crop: tuple[int, int, int]
     intensity: str | Mapping[str, str]
+    channels: tuple[str, ...] = ()
 
-    @property
-    def key(self) -> str:
-        """A digest of everything that decides a prepared voxel besides the file."""
-        rule = self.intensity if isinstance(self.intensity, str) else dict(self.intensity)
-        return digest([PREPARE_VERSION, self.spacing, self.crop, rule])
+    def rules(self, modality: str | None) -> tuple[str, ...]:
+        """The intensity rule of every channel of an image.
+
+        Args:
+            modality: Chooses the rule of the only channel; with several the channel's own name does.
+
+        Raises:
+            VolumeError: The rule depends on the modality, and that is missing or unknown.
+        """
+        return tuple(resolve_rule(self.intensity, name) for name in self.channels or (modality,))
+
+    def key(self, modality: str | None) -> str:
+        """A digest of everything that decides a prepared voxel besides the files; raises as `rules`."""
+        return digest([PREPARE_VERSION, self.spacing, self.crop, *self.rules(modality)])
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,12 @@ class Grid:
         oriented = geometry.to_ras(array, np.array(self.native_affine))
         return geometry.resample(oriented, self.resampled_shape, step, order)
 
-    def pad(self, array: np.ndarray) -> np.ndarray:
-        """Pads a resampled array with 0 to the prepared shape."""
-        return np.pad(array, self.padding)
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """Where the resampled voxels lie in the prepared array; all around is 0."""
+        return tuple(
+            slice(before, before + size) for (before, _), size in zip(self.padding, self.resampled_shape, strict=True)
+        )
 
     def restore(self, mask: np.ndarray) -> np.ndarray:
         """Puts a mask of the prepared grid back on the native one.
@@ -184,36 +200,84 @@ class Native:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared volume.
+    """A prepared image.
 
     Attributes:
-        unit: [X, Y, Z] float32 in [0, 1], RAS order, at least the crop size.
-        shift: With `scale` gives the network's image channel, `(unit - shift) / scale`.
+        unit: [M, X, Y, Z] float32 in [0, 1], RAS order, at least the crop size; one volume per channel.
+        shift: Per channel; with `scale` gives the network's image channels, `(unit - shift) / scale`.
         scale: See `shift`.
         grid: The way back.
     """
 
     unit: np.ndarray
-    shift: float
-    scale: float
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
     grid: Grid
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels, [X, Y, Z]."""
+        x, y, z = self.unit.shape[1:]
+        return x, y, z
 
-def prepare(volume: Volume, preparation: Preparation, modality: str | None = None) -> Prepared:
+
+def prepare(channels: Sequence[Volume], preparation: Preparation, modality: str | None = None) -> Prepared:
     """Prepares one image.
 
     Args:
-        volume: As read from its file.
+        channels: Its channels as read from their files, in the order of `preparation.channels`.
         preparation: The study's wishes.
-        modality: Needed where the intensity rule depends on it; never guessed.
+        modality: Needed where the intensity rule of the only channel depends on it; never guessed.
 
     Raises:
-        VolumeError: The modality is missing or unknown, or the result would not fit in memory.
+        VolumeError: There are more or fewer channels, or they do not share a grid; the modality is missing or unknown;
+            or the result would not fit in memory.
     """
-    rule = resolve_rule(preparation.intensity, modality)
-    grid = Grid.of(volume, preparation)
-    scaling = scale_intensity(grid.place(volume.array, order=1), rule)
-    return Prepared(grid.pad(scaling.unit), scaling.shift, scaling.scale, grid)
+    rules, names = preparation.rules(modality), preparation.channels
+    if len(channels) != len(rules):
+        wanted = f"{len(rules)} are wanted: {', '.join(names)}" if names else "one is wanted"
+        raise VolumeError(f"the image has {len(channels)} channel{'s' * (len(channels) > 1)} where {wanted}")
+    require_one_grid(channels, names)
+    grid = Grid.of(channels[0], preparation)
+    unit = np.zeros((len(channels), *grid.shape), np.float32)
+    shift, scale = [], []
+    for prepared, volume, rule in zip(unit, channels, rules, strict=True):
+        scaling = scale_intensity(grid.place(volume.array, order=1), rule)
+        prepared[grid.inner] = scaling.unit
+        shift.append(scaling.shift)
+        scale.append(scaling.scale)
+    return Prepared(unit, tuple(shift), tuple(scale), grid)
+
+
+def require_one_grid(channels: Sequence[Volume], names: Sequence[str]) -> None:
+    """Refuses channels of an image that do not lie voxel on voxel.
+
+    Args:
+        channels: As read from their files.
+        names: What they are called.
+
+    Raises:
+        VolumeError: One lies on another grid than the first.
+    """
+    for volume, name in zip(channels[1:], names[1:], strict=True):
+        first = channels[0]
+        if difference := geometry.grid_difference(volume, first.array.shape, first.affine, "channel", "first"):
+            raise VolumeError(f"channel {name} is not on the grid of channel {names[0]}: {difference}")
+
+
+def network_scale(units_bcxyz: Tensor, volumes: Sequence[Prepared]) -> Tensor:
+    """Unit scale to the channels that the network sees, `(unit - shift) / scale`.
+
+    Args:
+        units_bcxyz: `[B, k M, X, Y, Z]`, the M channels of the image, k times over where a method repeats it.
+        volumes: What each sample was cut out of; one for all of them, or one each.
+    """
+    repeats = units_bcxyz.shape[1] // len(volumes[0].shift)
+    shift, scale = (
+        torch.tensor(values, device=units_bcxyz.device).repeat(1, repeats)[..., None, None, None]
+        for values in ([volume.shift for volume in volumes], [volume.scale for volume in volumes])
+    )
+    return (units_bcxyz - shift) / scale
 
 
 def prepare_label(mask: Volume, grid: Grid) -> np.ndarray:
@@ -227,7 +291,9 @@ def prepare_label(mask: Volume, grid: Grid) -> np.ndarray:
     low, high = int(mask.array.min()), int(mask.array.max())
     if low < 0 or high >= MAX_CLASSES:
         raise VolumeError(f"label value {low if low < 0 else high} is not a class, which are 0..{MAX_CLASSES - 1}")
-    return grid.pad(grid.place(mask.array.astype(np.uint8), order=0))
+    label = np.zeros(grid.shape, np.uint8)
+    label[grid.inner] = grid.place(mask.array.astype(np.uint8), order=0)
+    return label
 
 
 def resolve_rule(intensity: str | Mapping[str, str], modality: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from dropgen.errors import StudyError
 from dropgen.features.studies.fingerprint import Fingerprint
 from dropgen.features.studies.labelling import BACKGROUND, Labelling, described_labelling
-from dropgen.features.studies.sources import read_rows
+from dropgen.features.studies.sources import channel_names, read_rows
 from dropgen.features.studies.study import DEFAULT_DOMAIN, Study, case_of, load_study, structure_problems
 from dropgen.manifest import read_json
 
@@ -28,15 +28,16 @@ def open_source(path: Path, root: Path) -> Study:
     if path.suffix in YAML:
         return load_study(path, root)
     path = path.resolve()
-    cases = tuple(case_of(row) for row in read_rows(path))
+    rows = read_rows(path)
+    cases, channels = tuple(map(case_of, rows)), channel_names(rows[0])
     domains = {case.domain for case in cases} - {DEFAULT_DOMAIN}
-    # A CT channel of nnU-Net is what a modality is here, where the manifest names none.
-    modality = "ct" if "CT" in _description(path).get("channel_names", {}).values() else None
+    # The only channel of nnU-Net is CT where a modality is here, and the manifest names none.
+    modality = "ct" if not channels and "CT" in _description(path).get("channel_names", {}).values() else None
     cases = tuple(replace(case, modality=case.modality or modality) for case in cases)
     told = described_labelling(_folder(path)) or Labelling(())
     study = Study(
         _name(path), told.classes, (1.0, 1.0, 1.0), (1, 1, 1), "minmax", not domains, cases,
-        regions=told.regions, regions_class_order=told.order, ignore=told.ignore,
+        regions=told.regions, regions_class_order=told.order, ignore=told.ignore, channels=channels,
     )  # fmt: skip
     if problems := structure_problems(study):
         raise StudyError(f"{path}: {len(problems)} problems; nothing was started:", problems)

@@ -18,7 +18,7 @@ from monai.transforms import RandBiasField, RandSimulateLowResolution
 
 from dropgen.errors import StudyError, closest
 from dropgen.features.studies.intensity import scale_intensity
-from dropgen.features.studies.sources import COLUMNS, MANIFEST
+from dropgen.features.studies.sources import CHANNEL, IMAGE, MANIFEST, Row, row_of
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import read_volume, write_volume
 from dropgen.manifest import digest, write_bytes
@@ -91,6 +91,8 @@ def shift_study(
 ) -> Path:
     """Writes a study with the same training cases and, of every other case, the original and one copy per shift.
 
+    Every channel of an image is shifted by itself, with draws of its own.
+
     A copy is a case of its own in the domain named after its shift; its subject, its label and its range of
     intensities stay. Where nobody is held out for testing, every second validation subject becomes a test subject, in
     the order of a permutation that is the same for everybody. A copy that is there already is not made again.
@@ -111,10 +113,11 @@ def shift_study(
     copies = [Copy(case, shift) for case in _held_out(study) for shift in (None, *shifts)]
     if not copies:
         raise StudyError(f"study {study.name}: no case is held out of training; give some the split val")
-    rows = [_row(case, case.image, folder) for case in study.split("train")]
+    columns = tuple(CHANNEL + name for name in study.channels) or (IMAGE,)
+    rows = [_row(case, columns, folder) for case in study.split("train")]
     for copy in copies:
         on_copy(copy, len(copies))
-        rows.append(_written(copy, folder))
+        rows.append(_row(_written(copy, folder), columns, folder))
     untold = any(copy.case.domain in study.placeholder_spacing for copy in copies)
     description = {
         "name": f"{study.name}-shifted", "source": MANIFEST, **study.labelling.to_yaml(),
@@ -126,7 +129,7 @@ def shift_study(
         "codes": {name: code.model_dump() for name, code in study.codes.items()},
     }  # fmt: skip
     with (folder / MANIFEST).open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
     path = folder / "study.yaml"
@@ -145,26 +148,29 @@ def _held_out(study: Study) -> list[Case]:
     return [replace(case, split="test") if case.subject in moved else case for case in validation]
 
 
-def _written(copy: Copy, folder: Path) -> dict[str, str]:
+def _written(copy: Copy, folder: Path) -> Case:
+    """The copy as a case of its own, whose images are there."""
     case = copy.case
     if copy.shift is None:
-        return _row(case, case.image, folder)
-    image = folder / "images" / f"{case.id}-{copy.shift}.nii.gz"
-    if not image.is_file():
-        volume = read_volume(case.image)
-        low, high = float(volume.array.min()), float(volume.array.max())
-        unit = scale_intensity(volume.array, "minmax").unit
-        generator = np.random.default_rng(int(digest([SPLIT_SEED, case.id, copy.shift])[:16], 16))
-        shifted = np.clip(SHIFTS[copy.shift](unit, generator), 0, 1)
-        write_volume(image, (low + shifted * (high - low)).astype(np.float32), volume.affine)
-    return _row(replace(case, id=f"{case.id}-{copy.shift}", domain=copy.shift), image, folder)
+        return case
+    generator = np.random.default_rng(int(digest([SPLIT_SEED, case.id, copy.shift])[:16], 16))
+    marks = [""] if len(case.images) == 1 else [f"_{channel:04d}" for channel in range(len(case.images))]
+    images = tuple(folder / "images" / f"{case.id}-{copy.shift}{mark}.nii.gz" for mark in marks)
+    if not all(image.is_file() for image in images):
+        for source, image in zip(case.images, images, strict=True):
+            volume = read_volume(source)
+            low, high = float(volume.array.min()), float(volume.array.max())
+            unit = scale_intensity(volume.array, "minmax").unit
+            shifted = np.clip(SHIFTS[copy.shift](unit, generator), 0, 1)
+            write_volume(image, (low + shifted * (high - low)).astype(np.float32), volume.affine)
+    return replace(case, id=f"{case.id}-{copy.shift}", domain=copy.shift, images=images)
 
 
-def _row(case: Case, image: Path, folder: Path) -> dict[str, str]:
+def _row(case: Case, columns: Sequence[str], folder: Path) -> Row:
     def relative(path: Path | None) -> str:
         return "" if path is None else os.path.relpath(path, folder)
 
-    return {
-        "image": relative(image), "label": relative(case.label), "split": case.split, "subject": case.subject,
-        "domain": case.domain, "modality": case.modality or "", "id": case.id,
-    }  # fmt: skip
+    return row_of(
+        dict(zip(columns, map(relative, case.images), strict=True)), label=relative(case.label), split=case.split,
+        subject=case.subject, domain=case.domain, modality=case.modality or "", id=case.id,
+    )  # fmt: skip

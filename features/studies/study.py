@@ -18,7 +18,7 @@ from dropgen.features.studies.intensity import require_rule
 from dropgen.features.studies.labelling import Labelling, described_labelling, labelling_of
 from dropgen.features.studies.patterns import Patterns, pattern_rows
 from dropgen.features.studies.prepare import MAX_CLASSES, Preparation
-from dropgen.features.studies.sources import Row, read_rows
+from dropgen.features.studies.sources import Row, channel_names, image_columns, read_rows
 from dropgen.features.studies.splits import SPLITS, Split, shuffled
 
 SPLITS_WITH_LABELS = ("train", "val")
@@ -36,9 +36,10 @@ class Case:
     """One image and its mask.
 
     Attributes:
+        images: One file per channel of the image, all on one grid.
         subject: The person; splits and test statistics go by subject.
         domain: Scanner, sequence or site.
-        modality: Chooses the intensity rule where that depends on it, for example "ct".
+        modality: Chooses the intensity rule of an image of one channel where that depends on it, for example "ct".
         label: None where a test case has no mask.
     """
 
@@ -47,8 +48,13 @@ class Case:
     domain: str
     modality: str | None
     split: Split
-    image: Path
+    images: tuple[Path, ...]
     label: Path | None
+
+    @property
+    def image(self) -> Path:
+        """The first channel: the one that pictures show, on the grid of all."""
+        return self.images[0]
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Study:
         classes: Class names, background first; the position is the label value where there are no regions.
         spacing: Target voxel size in mm, RAS axes.
         crop: Training crop and prediction window in voxels.
-        intensity: A rule of `intensity.RULES`, or one rule per modality.
+        intensity: A rule of `intensity.RULES`, or one rule per modality; per channel where there are several.
         orientation_augmentation: Whether flips and quarter turns are allowed: not where left and right
             are different classes.
         placeholder_spacing: Domains whose files hold a spacing that nobody measured: nothing in mm is told of them.
@@ -68,6 +74,7 @@ class Study:
         regions: As `Labelling.regions`, of classes that overlap.
         regions_class_order: As `Labelling.order`.
         ignore: As `Labelling.ignore`.
+        channels: Names of the channels of every image; none where there is one, which needs no name.
     """
 
     name: str
@@ -83,6 +90,12 @@ class Study:
     regions: tuple[tuple[int, ...], ...] = ()
     regions_class_order: tuple[int, ...] = ()
     ignore: int | None = None
+    channels: tuple[str, ...] = ()
+
+    @property
+    def image_channels(self) -> int:
+        """M, the channels of every image."""
+        return len(self.channels) or 1
 
     @property
     def labelling(self) -> Labelling:
@@ -92,7 +105,7 @@ class Study:
     @property
     def preparation(self) -> Preparation:
         """How every volume of the study is prepared."""
-        return Preparation(self.spacing, self.crop, self.intensity)
+        return Preparation(self.spacing, self.crop, self.intensity, self.channels)
 
     @property
     def train_domains(self) -> frozenset[str]:
@@ -176,7 +189,8 @@ def read_study(path: Path, root: Path) -> Study:
         values["source"] = validate(Patterns, source, f"{path}: source")
     file = validate(StudyFile, values, str(path))
     labelling = _labelling(file, path, root)
-    cases = tuple(case_of(row) for row in _rows(file.source, path.parent, root))
+    rows = _rows(file.source, path.parent, root)
+    cases = tuple(map(case_of, rows))
     return Study(
         name=file.name,
         classes=labelling.classes,
@@ -191,6 +205,7 @@ def read_study(path: Path, root: Path) -> Study:
         regions=labelling.regions,
         regions_class_order=labelling.order,
         ignore=labelling.ignore,
+        channels=channel_names(rows[0]),
     )
 
 
@@ -246,7 +261,7 @@ def case_of(row: Row) -> Case:
         domain=row["domain"] or DEFAULT_DOMAIN,
         modality=row["modality"] or None,
         split=cast(Split, row["split"]),  # an unknown split is one of the structure's problems
-        image=Path(row["image"]),
+        images=tuple(Path(row[column]) for column in image_columns(row)),
         label=Path(row["label"]) if row["label"] else None,
     )
 
@@ -256,8 +271,10 @@ def structure_problems(study: Study) -> list[str]:
     problems = [line for case in study.cases for line in _case_problems(case, study)]
     for same in _groups(study.cases, [case.id.casefold() for case in study.cases]):
         problems.append(f"case {same[0].id}: {len(same)} cases have this id, upper and lower case being the same")
-    for same in _groups(study.cases, [str(case.image) for case in study.cases]):
-        problems.append(f"case {same[1].id}: image {same[1].image} is already the image of case {same[0].id}")
+    owners: dict[Path, str] = {}
+    for case, image in ((case, image) for case in study.cases for image in case.images):
+        if (owner := owners.setdefault(image, case.id)) != case.id or case.images.count(image) > 1:
+            problems.append(f"case {case.id}: image {image} is already the image of case {owner}")
     for subject in sorted({case.subject for case in study.cases}):
         splits = sorted({case.split for case in study.cases if case.subject == subject})
         if len(splits) > 1:
@@ -266,6 +283,11 @@ def structure_problems(study: Study) -> list[str]:
     for domain in study.placeholder_spacing:
         if domain not in domains:
             problems.append(f"placeholder_spacing names domain '{domain}', which has no case{closest(domain, domains)}")
+    if study.channels and not isinstance(study.intensity, str):
+        for name in study.channels:
+            if name not in study.intensity:
+                known = ", ".join(study.intensity)
+                problems.append(f"channel '{name}' has no intensity rule; the study has rules for {known}")
     if not study.split("train"):
         problems.append("no case has split train; a study needs cases to train on")
     return problems
@@ -279,13 +301,14 @@ def _case_problems(case: Case, study: Study) -> list[str]:
         )
     if case.split not in SPLITS:
         lines.append(f"split '{case.split}' is unknown{closest(case.split, SPLITS)}")
-    if not case.image.is_file():
-        lines.append(f"image {case.image} does not exist")
+    for name, image in zip(study.channels or ("",), case.images, strict=True):
+        if not image.is_file():
+            lines.append(f"{f'channel {name}: ' if name else ''}image {image} does not exist")
     if case.label is None and case.split in SPLITS_WITH_LABELS:
         lines.append(f"split {case.split} needs a label and none is named")
     if case.label is not None and not case.label.is_file():
         lines.append(f"label {case.label} does not exist")
-    if not isinstance(study.intensity, str) and case.modality not in study.intensity:
+    if not study.channels and not isinstance(study.intensity, str) and case.modality not in study.intensity:
         known = ", ".join(sorted(study.intensity))
         lines.append(f"modality '{case.modality or ''}' has no intensity rule; the study has rules for {known}")
     return [f"case {case.id}: {line}" for line in lines]
@@ -307,17 +330,18 @@ def under_rule(study: Study, rule: str) -> Study:
     """The same cases with their intensities scaled by one rule, whatever the study's is; itself where it is that one.
 
     Raises:
-        ConfigError: The rule is unknown, or one of Hounsfield units and a case is no CT.
+        ConfigError: The rule is unknown, or one of Hounsfield units and a case or channel is no CT.
     """
     require_rule(rule)
     if study.intensity == rule:
         return study
-    others = [case for case in study.cases if case.modality is not None and case.modality.upper() != CT]
+    others = [f"channel {name} of study {study.name} is none" for name in study.channels if name.upper() != CT] or [
+        f"case {case.id} of study {study.name} is {case.modality}"
+        for case in study.cases
+        if case.modality is not None and case.modality.upper() != CT
+    ]
     if rule == HU and others:
-        raise ConfigError(
-            f"intensity = {HU} is for CT, and case {others[0].id} of study {study.name} is {others[0].modality}; name "
-            "minmax, percentile or zscore"
-        )
+        raise ConfigError(f"intensity = {HU} is for CT, and {others[0]}; name minmax, percentile or zscore")
     return replace(study, name=f"{study.name}-{rule}", intensity=rule)
 
 

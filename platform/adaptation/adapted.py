@@ -17,7 +17,7 @@ from dropgen.platform.methods.rep_only import RepOnly
 from dropgen.platform.segmenter import Segmenter
 
 SEED = 123
-SHARED = ("classes", "spacing", "crop", "intensity")
+SHARED = ("classes", "spacing", "crop", "intensity", "channels")
 
 
 class AdaptedSegmenter(Segmenter):

@@ -10,11 +10,11 @@ Box = tuple[slice, slice, slice]
 TRIES = 100
 
 
-def draw_crop(unit_xyz: np.ndarray, size: tuple[int, int, int], generator: np.random.Generator) -> Box | None:
-    """A uniformly placed window that shows something, that is, whose maximum is not its minimum.
+def draw_crop(unit_mxyz: np.ndarray, size: tuple[int, int, int], generator: np.random.Generator) -> Box | None:
+    """A uniformly placed window that shows something, that is, whose maximum is not its minimum in some channel.
 
     Args:
-        unit_xyz: A prepared volume, at least `size` voxels along every axis.
+        unit_mxyz: A prepared image, at least `size` voxels along every axis.
         size: Of the window, in voxels.
         generator: Draws the corners.
 
@@ -25,9 +25,8 @@ def draw_crop(unit_xyz: np.ndarray, size: tuple[int, int, int], generator: np.ra
         x, y, z = (
             slice(start, start + edge)
             for edge, start in ((edge, int(generator.integers(whole - edge + 1)))
-                                for edge, whole in zip(size, unit_xyz.shape, strict=True))
+                                for edge, whole in zip(size, unit_mxyz.shape[1:], strict=True))
         )  # fmt: skip
-        window = unit_xyz[x, y, z]
-        if window.max() > window.min():
+        if np.ptp(unit_mxyz[:, x, y, z], axis=(1, 2, 3)).any():
             return x, y, z
     return None

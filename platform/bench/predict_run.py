@@ -51,17 +51,17 @@ def by_slabs(segmenter: Segmenter, volume: Volume) -> np.ndarray:
 
 def by_whole_logits(segmenter: Segmenter, volume: Volume) -> np.ndarray:
     """The plain path: logits of all classes and voxels, then their argmax, then the native grid."""
-    prepared = prepare(volume, segmenter.spec.preparation)
+    prepared = prepare([volume], segmenter.spec.preparation)
     mask = segmenter.logits(prepared).argmax(dim=0).to(torch.uint8).numpy()
     return prepared.grid.restore(mask)
 
 
 def by_monai(segmenter: Segmenter, volume: Volume) -> np.ndarray:
     """MONAI's inferer, which stitches for itself, on the same prepared image; it knows the image alone."""
-    prepared = prepare(volume, segmenter.spec.preparation)
+    prepared = prepare([volume], segmenter.spec.preparation)
     inferer = SlidingWindowInferer(segmenter.spec.crop, WINDOWS_AT_ONCE, segmenter.spec.overlap, mode="constant")
     with torch.no_grad():
-        logits = inferer(torch.from_numpy(prepared.unit)[None, None], segmenter.network)
+        logits = inferer(torch.from_numpy(prepared.unit)[None], segmenter.network)
     assert isinstance(logits, torch.Tensor)
     return prepared.grid.restore(logits[0].argmax(dim=0).to(torch.uint8).numpy())
 

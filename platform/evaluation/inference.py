@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dropgen.features.extractors import Extractor, instance_norm
 from dropgen.features.extractors.rolling import RollingFeatures
 from dropgen.features.planes import Box, along, runs
-from dropgen.features.studies.prepare import Grid, Native, Prepared
+from dropgen.features.studies.prepare import Grid, Native, Prepared, network_scale
 from dropgen.platform.methods import Method
 
 WINDOWS_AT_ONCE = 4
@@ -87,7 +87,7 @@ def predict_slabs(
     Returns:
         What `collect` made; where the method runs several passes, of the one that it chose.
     """
-    shape = prepared.unit.shape
+    shape = prepared.shape
     axis = slab_axis(shape, crop)
 
     def over_windows(predict: Callable[[Tensor], Tensor]) -> T:
@@ -95,7 +95,7 @@ def predict_slabs(
             boxes = window_boxes(shape, crop, overlap, axis)
             for first in range(0, len(boxes), WINDOWS_AT_ONCE):
                 some = boxes[first : first + WINDOWS_AT_ONCE]
-                cut = [side_by_side(prepared.unit[box], cut_features(features, box)) for box in some]
+                cut = [side_by_side(prepared.unit[:, *box], cut_features(features, box)) for box in some]
                 with torch.no_grad():
                     inputs = window_input(method, prepared, torch.cat(cut).to(device), window_extractor)
                     logits_bkxyz = predict(inputs).float().cpu()
@@ -214,9 +214,9 @@ def cut_features(features: Features | None, box: Box) -> np.ndarray | None:
     return None if features is None else features[:, *box]
 
 
-def side_by_side(unit_xyz: np.ndarray, features_cxyz: np.ndarray | None) -> Tensor:
-    """Unit-scale image and raw features of the same voxels as `[1, 1 + C, X, Y, Z]` float32."""
-    channels = [unit_xyz[None]] if features_cxyz is None else [unit_xyz[None], features_cxyz]
+def side_by_side(unit_mxyz: np.ndarray, features_cxyz: np.ndarray | None) -> Tensor:
+    """Unit-scale image and raw features of the same voxels as `[1, M + C, X, Y, Z]` float32."""
+    channels = [unit_mxyz] if features_cxyz is None else [unit_mxyz, features_cxyz]
     return torch.from_numpy(np.concatenate(channels, axis=0, dtype=np.float32))[None]
 
 
@@ -231,8 +231,9 @@ def window_input(
         window_bcxyz: Unit scale, with raw features unless they are extracted here.
         window_extractor: Extracts features in each window; None when they are there or not needed.
     """
-    unit_b1xyz, raw_bcxyz = window_bcxyz[:, :1], window_bcxyz[:, 1:]
+    images = len(prepared.unit)
+    unit_bmxyz, raw_bcxyz = window_bcxyz[:, :images], window_bcxyz[:, images:]
     if window_extractor is not None:
-        raw_bcxyz = window_extractor(unit_b1xyz)
-    image_b1xyz = (unit_b1xyz - prepared.shift) / prepared.scale
-    return method.inputs(image_b1xyz, instance_norm(raw_bcxyz) if method.needs_features else None)
+        raw_bcxyz = window_extractor(unit_bmxyz)
+    image_bmxyz = network_scale(unit_bmxyz, [prepared])
+    return method.inputs(image_bmxyz, instance_norm(raw_bcxyz) if method.needs_features else None)

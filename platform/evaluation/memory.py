@@ -61,18 +61,21 @@ def plan_memory(segmenter: Segmenter, grid: Grid, maps: int = 0) -> MemoryPlan:
     """
     spec, shape = segmenter.spec, grid.shape
     native, voxels, classes = math.prod(grid.native_shape), math.prod(shape), spec.labelling.outputs
-    image = FLOAT * (native + voxels)
+    channels = spec.image_channels
+    image = FLOAT * channels * (native + voxels)
     extraction, whole = segmenter.extraction_bytes(shape), segmenter.whole_features
     features = FLOAT * segmenter.feature_channels * voxels if whole else extraction
     rules = {spec.intensity} if isinstance(spec.intensity, str) else set(spec.intensity.values())
+    read, made = FLOAT * (channels - 1) * native, FLOAT * (channels - 1) * voxels  # channels that are ready already
     axis = slab_axis(shape, spec.crop)
     held = voxels // shape[axis] * spec.crop[axis]
     results = (segmenter.method.passes + maps) * LABEL * native
     scores = FLOAT * segmenter.score_copies * classes * voxels + (INDEX * voxels if segmenter.score_copies else 0)
     blending = FLOAT * (classes + 1) * held + (INDEX + LABEL) * held
     stages = {
-        "reading": READING_BYTES * native,
-        "preparing": FLOAT * (2 * native + (5 if ZSCORE in rules else 3) * voxels),  # its spread is one of float64
+        "reading": read + READING_BYTES * native,
+        # The spread of a z-score is one of float64.
+        "preparing": read + made + FLOAT * (2 * native + (5 if ZSCORE in rules else 3) * voxels),
         "features": image + extraction if whole else 0,
         "windows": image + features + results + int(scores) + blending + WINDOWS_AT_ONCE * segmenter.window_bytes,
     }

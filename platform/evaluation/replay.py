@@ -114,27 +114,27 @@ def _moved(bench: Workbench, case: Case, scratch: Path) -> Iterator[Row]:
     extractor, augmentation = bench.extractor, bench.experiment.training.augmentation
     assert extractor is not None
     prepared, _, label = bench.stored(case)
-    shape = _legal(prepared.unit.shape, extractor)
+    shape = _legal(prepared.shape, extractor)
     if shape is None:
         return
     square = min(shape[:2])
-    box = _middle(prepared.unit.shape, (square, square, shape[2]))
-    unit = np.array(prepared.unit[box])  # a copy: PyTorch warns about memory that it must not write to
+    box = _middle(prepared.shape, (square, square, shape[2]))
+    unit = np.array(prepared.unit[:, *box])  # a copy: PyTorch warns about memory that it must not write to
     with TemporaryDirectory(dir=scratch) as folder:
         store, keys = FeatureStore(Path(folder)), CaseKeys("middle", "middle", "middle")
         features, stats = extract(extractor, unit)
         store.put_volume(keys.volume, replace(prepared, unit=unit), {"case": case.id})
         store.put_label(keys.volume, label[box], {"case": case.id})
         store.put_features(keys.volume, features, stats, {"case": case.id}, "float32")
-        loader = _loader(store, {case.id: keys}, extractor, augmentation, unit.shape, bench)
-        margin = [_margin(extractor, size) for size in unit.shape]
+        loader = _loader(store, {case.id: keys}, extractor, augmentation, unit.shape[1:], bench)
+        margin = [_margin(extractor, size) for size in unit.shape[1:]]
         for move in _moves():
             kept = np.ones(extractor.channels, bool)
             sample = Sample(case.id, (0, 0, 0), loader.plan.crop, move.symmetry, move.affine, kept, 0)
             image, _, replayed = loader.read(sample)
             assert replayed is not None
             again = extractor(image[None], _batched(stats))[0]
-            found = difference(replayed, again, interior(unit.shape, margin, move.affine))
+            found = difference(replayed, again, interior(unit.shape[1:], margin, move.affine))
             yield Row(case.id, move.kind, move.axis, move.amount, *found)
 
 
@@ -143,21 +143,21 @@ def _cropped(bench: Workbench, case: Case) -> Iterator[Row]:
     extractor, key = bench.extractor, bench.index.keys[case.id].features
     assert extractor is not None
     assert key is not None
-    unit, stored = bench.store.volume(bench.index.keys[case.id].volume).unit, bench.store.features(key)
+    prepared, stored = bench.store.volume(bench.index.keys[case.id].volume), bench.store.features(key)
     step = max(1, extractor.multiple // 2)  # so that a legal crop with context on both sides is legal
     widest = 2 * step * (CONTEXTS - 1)
-    room = [min(size - widest, wanted) for size, wanted in zip(unit.shape, bench.study.crop, strict=True)]
+    room = [min(size - widest, wanted) for size, wanted in zip(prepared.shape, bench.study.crop, strict=True)]
     shape = _legal(room, extractor)
     if shape is None:
         return
-    box = _middle(unit.shape, shape)
+    box = _middle(prepared.shape, shape)
     channels = range(extractor.channels)
     truth = stored.decode(torch.from_numpy(stored.read(channels, box)), channels)
     everywhere = torch.ones(shape, dtype=torch.bool)
 
     def compare(context: int, stats: np.ndarray | None) -> Difference:
         wide = _widened(box, context)
-        image = torch.from_numpy(np.array(unit[wide]))[None, None]
+        image = torch.from_numpy(np.array(prepared.unit[:, *wide]))[None]
         x, y, z = (slice(context, context + size) for size in shape)
         return difference(truth, extractor(image, _batched(stats))[0, :, x, y, z], everywhere)
 

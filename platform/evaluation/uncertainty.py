@@ -68,11 +68,12 @@ def predict_uncertain(segmenter: Segmenter, prepared: Prepared) -> tuple[np.ndar
     mean = float(entropy_map[foreground].mean()) / 100 if foreground.any() else None
     if not extra_passes(segmenter):
         return mask_xyz, Uncertainty(mean, None, entropy_map, None)
+    images = len(prepared.unit)
     of_image, of_features = (
         segmenter.around(_Without(segmenter.network, dropped)).over_slabs(
             prepared, features, lambda slabs: native_mask(slabs, prepared.grid, order)
         )
-        for dropped in (slice(1, None), slice(0, 1))
+        for dropped in (slice(images, None), slice(0, images))
     )
     differ = of_image != of_features
     either = np.count_nonzero((of_image > 0) | (of_features > 0))

@@ -44,7 +44,7 @@ from dropgen.platform.external.commands import (
     training_step,
 )
 from dropgen.platform.external.epochs import read_epochs
-from dropgen.platform.external.raw import DATASET, ENDING, channel_name, place_images, write_dataset, write_split
+from dropgen.platform.external.raw import DATASET, ENDING, channel_names, place_images, write_dataset, write_split
 from dropgen.platform.external.step import Step, run_step
 from dropgen.platform.training.bench import Workbench
 from dropgen.platform.training.loop import History
@@ -155,7 +155,7 @@ def _data_key(bench: Workbench) -> str:
     return digest({
         "cases": {split: _case_keys(bench, members) for split, members in cases.items()},
         "labels": bench.study.labelling.to_yaml(),
-        "channel": channel_name(bench.study),
+        "channels": channel_names(bench.study),
         "version": versions(["nnunetv2"]),
         "code": code_version("platform/external/raw.py", "platform/external/commands.py"),
     })  # fmt: skip

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dropgen.features.studies.labelling import BACKGROUND, IGNORE
-from dropgen.features.studies.prepare import resolve_rule
 from dropgen.features.studies.study import Case, Study
 from dropgen.features.studies.volume import GZIP_MAGIC
 from dropgen.manifest import write_json
@@ -39,7 +38,7 @@ def write_dataset(folder: Path, study: Study, cases: Sequence[Case]) -> None:
     unlabelled = {} if labelling.ignore is None else {IGNORE: labelling.ignore}
     order = {"regions_class_order": labelling.order} if labelling.regions else {}
     description = {
-        "channel_names": {"0": channel_name(study)},
+        "channel_names": {str(place): name for place, name in enumerate(channel_names(study))},
         "labels": {BACKGROUND: 0, **names, **unlabelled},
         **order,
         "numTraining": len(cases),
@@ -51,9 +50,10 @@ def write_dataset(folder: Path, study: Study, cases: Sequence[Case]) -> None:
 
 
 def place_images(folder: Path, cases: Sequence[Case]) -> None:
-    """Puts the image of every case where nnU-Net looks for its first channel: `<id>_0000.nii.gz`."""
+    """Puts the image of every case where nnU-Net looks for its channels: `<id>_0000.nii.gz`, `<id>_0001.nii.gz`."""
     for case in cases:
-        _place(case.image, folder / f"{case.id}_0000{ENDING}")
+        for channel, image in enumerate(case.images):
+            _place(image, folder / f"{case.id}_{channel:04d}{ENDING}")
 
 
 def write_split(path: Path, train: Sequence[Case], val: Sequence[Case]) -> None:
@@ -61,13 +61,13 @@ def write_split(path: Path, train: Sequence[Case], val: Sequence[Case]) -> None:
     write_json(path, [{"train": [case.id for case in train], "val": [case.id for case in val]}])
 
 
-def channel_name(study: Study) -> str:
+def channel_names(study: Study) -> tuple[str, ...]:
     """What decides nnU-Net's normalisation: "CT" by the training set's intensities, anything else by each volume's.
 
-    "CT" where all training volumes hold Hounsfield units.
+    A channel is "CT" where all training volumes of it hold Hounsfield units.
     """
-    rules = {resolve_rule(study.intensity, case.modality) for case in study.split("train")}
-    return "CT" if rules == {"hu"} else "MRI"
+    rules = [study.preparation.rules(case.modality) for case in study.split("train")]
+    return tuple("CT" if set(of_channel) == {"hu"} else "MRI" for of_channel in zip(*rules, strict=True))
 
 
 def _place(source: Path, target: Path) -> None:

@@ -55,18 +55,23 @@ class DropGenAnyP(Joint):
         """Four p from 0 to p_max: those of DropGen's own search where p_max is its default."""
         return {"p": tuple(self.p_max * part / 3 for part in range(4))}
 
-    def draw(self, generator: np.random.Generator, feature_channels: int) -> tuple[np.ndarray, float]:
+    def draw(
+        self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1
+    ) -> tuple[np.ndarray, float]:
         """The mask of one sample, and the p that it was drawn with."""
         p = generator.uniform(0, self.p_max)
-        return generator.random(1 + feature_channels) >= p, p
+        return generator.random(self.in_channels(feature_channels, image_channels)) >= p, p
 
-    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+    def plan(self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1) -> np.ndarray:
         """The mask of one sample."""
-        return self.draw(generator, feature_channels)[0]
+        return self.draw(generator, feature_channels, image_channels)[0]
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The UNet, conditioned on p."""
-        return Conditioned(require_unet(self.name, predictor(self.in_channels(feature_channels))), self.p)
+        unet = predictor(self.in_channels(feature_channels, image_channels))
+        return Conditioned(require_unet(self.name, unet), self.p)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u', given each sample's own p."""

@@ -12,7 +12,7 @@ class Batch:
     """One batch of augmented crops.
 
     Attributes:
-        image_bcxyz: The image in the study's intensity rule, one channel unless the method's `augment` made more.
+        image_bcxyz: The image in the study's intensity rule, its M channels unless the method's `augment` made more.
         label_bcxyz: Class indices, int64 `[B, 1, X, Y, Z]`, or the class probabilities that `augment` made of them.
         features_bcxyz: Instance-normalised features; None for methods that need none. Channels that
             `kept_bc` drops may be zero already: they were never read.

@@ -13,7 +13,7 @@ from dropgen.errors import closest
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.methods.method import Method
 
-# DropGen's input has one channel for the image, so a method that repeats it has no choice.
+# DropGen's input has every channel of the image once, so a method that repeats them has no choice.
 FIXED = {"channels": 1}
 
 

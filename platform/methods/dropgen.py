@@ -21,7 +21,7 @@ class DropGen(Joint):
     """Channel dropout on u = [x; r], r = IN(F(x)), directly before the first convolution.
 
     In training every sample b and channel c draws m[b, c] ~ Bernoulli(1 - p) and the network sees
-    u'[b, c] = u[b, c] * m[b, c] / (1 - p), so that E[u'] = u; the image channel takes part like any
+    u'[b, c] = u[b, c] * m[b, c] / (1 - p), so that E[u'] = u; every channel of the image takes part like any
     other. This is `torch.nn.functional.dropout3d` with the mask drawn beforehand. At inference u
     enters whole.
 
@@ -42,9 +42,9 @@ class DropGen(Joint):
         require_number(self.name, "p", self.p, "[0, 1)")
         require_choice(self.name, "min_keep", self.min_keep, (0, 1))
 
-    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+    def plan(self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1) -> np.ndarray:
         """The mask m of one sample."""
-        kept = generator.random(1 + feature_channels) >= self.p
+        kept = generator.random(self.in_channels(feature_channels, image_channels)) >= self.p
         if self.min_keep and not kept.any():
             kept[generator.integers(len(kept))] = True
         return kept
@@ -52,7 +52,7 @@ class DropGen(Joint):
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the prediction from u', without weight where the whole batch was dropped.
 
-        Such a batch (chance p**(B * (1 + C)); 1 in 1800 for two samples of 13 channels at p = 0.75) has no variance in
+        Such a batch (chance p**(B * (M + C)); 1 in 1800 for two samples of 13 channels at p = 0.75) has no variance in
         any layer, so that every batch norm multiplies the gradient by 1 / sqrt(1e-5) = 316: with three downsamplings
         it reached 1e16, and training ended in NaN.
         """

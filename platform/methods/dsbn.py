@@ -22,9 +22,10 @@ from dropgen.platform.methods.method import Criterion, MakePredictor, Method, Ov
 class Dsbn(Method):
     """Style augmentation with dual normalisation: a batch norm per domain, all else shared.
 
-    A Bezier curve maps the intensities of a sample's foreground. Where that lowers their mean the sample is of domain
-    1, else (also untransformed) of domain 0, and every batch norm normalises the samples of each domain apart. At
-    inference every volume is predicted in one branch, the one whose running statistics its windows are closest to.
+    A Bezier curve maps the intensities of a sample's foreground, of all channels of its image alike. Where that lowers
+    their mean the sample is of domain 1, else (also untransformed) of domain 0, and every batch norm normalises the
+    samples of each domain apart. At inference every volume is predicted in one branch, the one whose running statistics
+    its windows are closest to.
 
     Attributes:
         p: Probability that a sample is transformed, in [0, 1].
@@ -57,23 +58,27 @@ class Dsbn(Method):
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """Channel 0 is the restyled image, channel 1 the original: `loss` tells the domain from the two."""
+        """The restyled image and behind it the original: `loss` tells the domain from the two."""
         restyled = image_bcxyz.clone()
         for image, label, generator in zip(restyled, label_bcxyz, generators, strict=True):
             if generator.random() < self.p:
                 curve = random_curve(generator)
                 region = {"label": label > 0, "image": image > 0, "crop": torch.ones_like(label, dtype=torch.bool)}
-                foreground = region[self.region]
+                foreground = region[self.region].expand_as(image)
                 image[foreground] = torch.from_numpy(curve(image[foreground].numpy()))
         return torch.cat((restyled, image_bcxyz), dim=1), label_bcxyz
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The UNet with two branches in every batch norm.
 
         Raises:
             ConfigError: The predictor is no flat UNet.
         """
-        return DualNormUNet(require_unet(self.name, predictor(self.in_channels(feature_channels))), self.select)
+        return DualNormUNet(
+            require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels))), self.select
+        )
 
     def predict(self, network: nn.Module, over_windows: OverWindows[T]) -> T:
         """What the branch predicts that is closest to the volume, by `DualNorm.distance` averaged over its windows."""
@@ -86,25 +91,26 @@ class Dsbn(Method):
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the restyled image's prediction."""
-        restyled, original = batch.image_bcxyz.split(1, dim=1)
+        restyled, original = batch.image_bcxyz.chunk(2, dim=1)
         return criterion(network(restyled, domains(restyled, original, self.domain_rule)), batch.label_bcxyz)
 
 
-def domains(restyled_b1xyz: Tensor, original_b1xyz: Tensor, rule: str) -> Tensor:
+def domains(restyled_bmxyz: Tensor, original_bmxyz: Tensor, rule: str) -> Tensor:
     """Domain ids `[B]`, 0 or 1, told from what became of the intensities.
 
     Both rules ask for a sign only, so a linear rescaling of the two images changes nothing. "mean": outside the
     foreground the images agree, hence the sum over all voxels will do. "direction": over the changed voxels a falling
     curve makes the covariance of before and after negative; where they held a single intensity it has none and is 0.
+    Channels are summed over, each in its own scale.
     """
-    before, after = original_b1xyz.flatten(1), restyled_b1xyz.flatten(1)
+    before, after = original_bmxyz.flatten(2), restyled_bmxyz.flatten(2)
     if rule == "mean":
-        return ((after - before).sum(dim=1) < 0).long()
+        return ((after - before).sum(dim=(1, 2)) < 0).long()
     changed = after != before
-    count = changed.sum(dim=1, keepdim=True).clamp(min=1)
-    before = (before - (before * changed).sum(dim=1, keepdim=True) / count) * changed
-    after = (after - (after * changed).sum(dim=1, keepdim=True) / count) * changed
-    return ((before * after).sum(dim=1) < 0).long()
+    count = changed.sum(dim=2, keepdim=True).clamp(min=1)
+    before = (before - (before * changed).sum(dim=2, keepdim=True) / count) * changed
+    after = (after - (after * changed).sum(dim=2, keepdim=True) / count) * changed
+    return ((before * after).sum(dim=(1, 2)) < 0).long()
 
 
 class DualNorm(nn.Module):

@@ -59,9 +59,12 @@ class FinetuneScratch(Method):
     name: ClassVar[str] = "finetune_scratch"
     acts_on: ClassVar[str] = "layers"
     sizes: ClassVar[SizeRule] = SizeRule(16, 32, "anatomix's 4 downsamplings", "take the finetune methods out")
+    one_channel: ClassVar[bool] = True  # the input of anatomix's first convolution
     source: ClassVar[str] = "anatomix's own segmentation recipe (Dey et al., ICLR 2025), untrained"
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """anatomix's UNet with a head; `network` of the experiment plays no part."""
         return HeadedExtractor(classes)
 
@@ -107,6 +110,8 @@ class FinetuneDecoder(FinetuneExtractor):
 
     name: ClassVar[str] = "finetune_decoder"
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """anatomix's UNet with a head, its modules 0 to 36 frozen."""
         return FrozenEncoder(classes)

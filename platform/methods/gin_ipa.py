@@ -16,7 +16,6 @@ from dropgen.platform.methods.blend_map import blend_map
 from dropgen.platform.methods.checks import require_choice, require_number
 from dropgen.platform.methods.gin import Gin
 from dropgen.platform.methods.method import Criterion
-from dropgen.platform.methods.random_cnn import random_intensities
 
 COPIES = 3
 
@@ -54,9 +53,9 @@ class GinIpa(Gin):
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """The copies c1, c2, c3 of every sample side by side, `[B, 3 * channels, X, Y, Z]`."""
-        crops = zip(self.inputs(image_bcxyz, None), generators, strict=True)
-        return torch.stack([_copies(crop_cxyz, generator) for crop_cxyz, generator in crops]), label_bcxyz
+        """The copies c1, c2, c3 of every sample side by side, `[B, 3 * channels * M, X, Y, Z]`."""
+        crops = zip(image_bcxyz, generators, strict=True)
+        return torch.stack([self._copies(crop_mxyz, generator) for crop_mxyz, generator in crops]), label_bcxyz
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """The criterion on the copies that have one, plus weight * consistency of all three."""
@@ -66,6 +65,11 @@ class GinIpa(Gin):
         label_ncxyz = torch.cat([label_bcxyz] * supervised)
         apart = consistency(torch.stack(logits_nkxyz.chunk(COPIES)), self.detach_mean)
         return criterion(logits_nkxyz[: len(label_ncxyz)], label_ncxyz) + self.weight * apart
+
+    def _copies(self, crop_mxyz: Tensor, generator: np.random.Generator) -> Tensor:
+        g1, g2, g3 = (self.restyled(crop_mxyz, generator) for _ in range(COPIES))
+        b_xyz = torch.from_numpy(blend_map(tuple(crop_mxyz.shape[1:]), generator)).to(crop_mxyz.device)
+        return torch.cat((b_xyz * g1 + (1 - b_xyz) * g2, (1 - b_xyz) * g1 + b_xyz * g2, g3))
 
 
 def consistency(logits_ibkxyz: Tensor, detach_mean: bool = False) -> Tensor:
@@ -83,9 +87,3 @@ def consistency(logits_ibkxyz: Tensor, detach_mean: bool = False) -> Tensor:
     if detach_mean:
         log_q = log_q.detach()
     return (log_q.exp() * (log_q - log_p)).mean()
-
-
-def _copies(image_cxyz: Tensor, generator: np.random.Generator) -> Tensor:
-    g1, g2, g3 = (random_intensities(image_cxyz, generator) for _ in range(COPIES))
-    b_xyz = torch.from_numpy(blend_map(tuple(image_cxyz.shape[1:]), generator)).to(image_cxyz.device)
-    return torch.cat((b_xyz * g1 + (1 - b_xyz) * g2, (1 - b_xyz) * g1 + b_xyz * g2, g3))

@@ -42,13 +42,15 @@ class LayerDropout(Joint):
         require_number(self.name, "p", self.p, "[0, 1)")
         require_choice(self.name, "include_input", self.include_input, (False, True))
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The UNet with dropout inside.
 
         Raises:
             ConfigError: The predictor is no flat UNet.
         """
-        unet = require_unet(self.name, predictor(self.in_channels(feature_channels)))
+        unet = require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels)))
         for index, module in enumerate(unet.model):
             if isinstance(module, nn.ReLU):
                 unet.model[index] = nn.Sequential(module, nn.Dropout3d(self.p))

@@ -40,6 +40,7 @@ class Method:
         best_seed: Whether it is published as the best of its seeds on validation, not as their mean.
         one_class: Whether it takes every voxel of a crop to have one known class: no regions, nothing to ignore.
         unit_scale: Whether it starts from weights that were trained on intensities in [0, 1].
+        one_channel: Whether it takes images of one channel alone.
         sizes: The crops it takes where it trains a network of its own instead of the predictor.
         passes: Passes over a volume's windows whose results a prediction holds at once.
         search_space: For each hyperparameter the values that a search tries.
@@ -56,6 +57,7 @@ class Method:
     best_seed: ClassVar[bool] = False
     one_class: ClassVar[bool] = False
     unit_scale: ClassVar[bool] = False
+    one_channel: ClassVar[bool] = False
     sizes: ClassVar[SizeRule | None] = None
     passes: ClassVar[int] = 1
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -76,17 +78,19 @@ class Method:
         """Hyperparameters that training does not depend on, each with the values to try on the trained network."""
         return {}
 
-    def in_channels(self, feature_channels: int) -> int:
+    def in_channels(self, feature_channels: int, image_channels: int = 1) -> int:
         """Width of the network's input."""
-        return 1
+        return image_channels
 
-    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+    def plan(self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1) -> np.ndarray:
         """Which input channels one training sample keeps, bool `[in_channels]`, before any is read."""
-        return np.ones(self.in_channels(feature_channels), dtype=bool)
+        return np.ones(self.in_channels(feature_channels, image_channels), dtype=bool)
 
-    def draw(self, generator: np.random.Generator, feature_channels: int) -> tuple[np.ndarray, float]:
+    def draw(
+        self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1
+    ) -> tuple[np.ndarray, float]:
         """One training sample's `plan`, and the strength that a method draws with it; 0 where it draws none."""
-        return self.plan(generator, feature_channels), 0.0
+        return self.plan(generator, feature_channels, image_channels), 0.0
 
     def augment(
         self, image_bcxyz: Tensor, label_bcxyz: Tensor, classes: int, generators: Sequence[np.random.Generator]
@@ -96,24 +100,26 @@ class Method:
         Runs in the loader's thread: all randomness comes from the generators.
 
         Args:
-            image_bcxyz: `[B, 1, X, Y, Z]` float32 in [0, 1].
+            image_bcxyz: `[B, M, X, Y, Z]` float32 in [0, 1].
             label_bcxyz: `[B, 1, X, Y, Z]` int64.
             classes: K, background included.
             generators: One per sample; a decision about the whole batch takes the first.
 
         Returns:
-            The image, with as many channels as the method wants, and the label, or float class probabilities
-            `[B, K, X, Y, Z]`.
+            The image, all of its M channels as many times side by side as the method wants, and the label, or float
+            class probabilities `[B, K, X, Y, Z]`.
         """
         return image_bcxyz, label_bcxyz
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """Builds the network that is trained, stored and served.
 
         Called with a whole input `[B, in_channels, X, Y, Z]` alone, in eval mode, it must give logits
         `[B, classes, X, Y, Z]`; in training mode `loss` may hand it more.
         """
-        return predictor(self.in_channels(feature_channels))
+        return predictor(self.in_channels(feature_channels, image_channels))
 
     def pretrained(self) -> str | None:
         """Fingerprint of the weights that `initialise` loads, None where it loads none; keys the trial.
@@ -130,9 +136,9 @@ class Method:
             WeightsError: As `pretrained`.
         """
 
-    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
+    def inputs(self, image_bmxyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
         """The network's input at inference: nothing random, nothing dropped."""
-        return image_b1xyz
+        return image_bmxyz
 
     def predict(self, network: nn.Module, over_windows: OverWindows[T]) -> T:
         """What is predicted of one whole volume: one pass over its windows, or the chosen one of several.

@@ -44,13 +44,15 @@ class MixStyle(Method):
         require_number(self.name, "alpha", self.alpha, "(0, inf)")
         require_count(self.name, "levels", self.levels, at_least=1)
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The UNet with a MixStyle layer at the end of each chosen level.
 
         Raises:
             ConfigError: The predictor is no flat UNet.
         """
-        unet = require_unet(self.name, predictor(self.in_channels(feature_channels)))
+        unet = require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels)))
         for index in unet.level_ends[: self.levels]:
             unet.model[index] = nn.Sequential(unet.model[index], MixStyleLayer(self.p, self.alpha))
         return unet

@@ -20,11 +20,11 @@ class RepOnly(Method):
     needs_features: ClassVar[bool] = True
     source: ClassVar[str] = "the DropGen paper's stable-only model"
 
-    def in_channels(self, feature_channels: int) -> int:
+    def in_channels(self, feature_channels: int, image_channels: int = 1) -> int:
         """The extractor's channels."""
         return feature_channels
 
-    def inputs(self, image_b1xyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
+    def inputs(self, image_bmxyz: Tensor, features_bcxyz: Tensor | None) -> Tensor:
         """The features."""
         assert features_bcxyz is not None
         return features_bcxyz

@@ -52,13 +52,15 @@ class Rsc(Method):
         require_number(self.name, "fraction", self.fraction, "(0, 1)")
         require_number(self.name, "batch_fraction", self.batch_fraction, "(0, 1]")
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The UNet, able to challenge itself.
 
         Raises:
             ConfigError: The predictor is no flat UNet.
         """
-        unet = require_unet(self.name, predictor(self.in_channels(feature_channels)))
+        unet = require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels)))
         return SelfChallengingUNet(unet, self.mask, self.fraction, self.batch_fraction)
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:

@@ -44,9 +44,11 @@ class SqueezeExcite(Joint):
         require_choice(self.name, "squeeze", self.squeeze, SQUEEZES)
         require_count(self.name, "layers", self.layers, at_least=1)
 
-    def network(self, predictor: MakePredictor, feature_channels: int, classes: int) -> nn.Module:
+    def network(
+        self, predictor: MakePredictor, feature_channels: int, classes: int, image_channels: int = 1
+    ) -> nn.Module:
         """The gates, then the predictor."""
-        channels = self.in_channels(feature_channels)
+        channels = self.in_channels(feature_channels, image_channels)
         gates = (Gate(channels, self.squeeze) for _ in range(self.layers))
         return nn.Sequential(*gates, predictor(channels))
 

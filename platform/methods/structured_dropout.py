@@ -42,14 +42,14 @@ class StructuredDropout(Joint):
         require_number(self.name, "p", self.p, "[0, 1)")
         require_choice(self.name, "rescale", self.rescale, (False, True))
 
-    def plan(self, generator: np.random.Generator, feature_channels: int) -> np.ndarray:
+    def plan(self, generator: np.random.Generator, feature_channels: int, image_channels: int = 1) -> np.ndarray:
         """One draw decides both groups."""
-        kept = np.ones(1 + feature_channels, dtype=bool)
+        kept = np.ones(self.in_channels(feature_channels, image_channels), dtype=bool)
         draw = generator.random()
         if draw < self.p / 2:
-            kept[1:] = False
+            kept[image_channels:] = False
         elif draw < self.p:
-            kept[0] = False
+            kept[:image_channels] = False
         return kept
 
     def loss(self, network: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:

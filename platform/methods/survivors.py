@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dropgen.features.unet import UNet
 
 
-def predict(network: nn.Module, image_b1xyz: Tensor, features_bcxyz: Tensor, factor_bc: Tensor) -> Tensor:
+def predict(network: nn.Module, image_bmxyz: Tensor, features_bcxyz: Tensor, factor_bc: Tensor) -> Tensor:
     """Logits from u[b, c] factor[b, c], u = [x; r]; a flat UNet never reads channels whose factor is 0 for all samples.
 
     Such a channel is zero, adds nothing to the convolution and leaves no gradient in its slice of the weight, so the
@@ -20,17 +20,19 @@ def predict(network: nn.Module, image_b1xyz: Tensor, features_bcxyz: Tensor, fac
 
     Args:
         network: The predictor, as a method's `network` built it or as several workers wrap it.
-        image_b1xyz: Channel 0 of the network's input.
+        image_bmxyz: The first channels of the network's input.
         features_bcxyz: The channels behind it.
-        factor_bc: `[B, 1 + C]`, 0 where a sample dropped the channel.
+        factor_bc: `[B, M + C]`, 0 where a sample dropped the channel.
     """
     kept_c = (factor_bc != 0).any(dim=0).nonzero().flatten()
     unwrapped = getattr(network, "module", network)
     if isinstance(unwrapped, UNet) and 0 < len(kept_c) < factor_bc.shape[1]:
-        u = torch.cat((image_b1xyz[:, : int(kept_c[0] == 0)], features_bcxyz[:, kept_c[kept_c > 0] - 1]), dim=1)
+        images = image_bmxyz.shape[1]
+        of_image, of_features = kept_c[kept_c < images], kept_c[kept_c >= images] - images
+        u = torch.cat((image_bmxyz[:, of_image], features_bcxyz[:, of_features]), dim=1)
         logits: Tensor = network(u * _spread(factor_bc[:, kept_c]), call=_over(kept_c))
     else:
-        u = torch.cat((image_b1xyz, features_bcxyz), dim=1)
+        u = torch.cat((image_bmxyz, features_bcxyz), dim=1)
         logits = network(u * _spread(factor_bc))
     return logits
 

@@ -35,14 +35,18 @@ def build_predictor(network: Network, in_channels: int, classes: int) -> nn.Modu
     return PREDICTORS[network.name].build(network, in_channels, classes)
 
 
-def build_network(network: Network, method: Method, feature_channels: int, classes: int) -> nn.Module:
+def build_network(
+    network: Network, method: Method, feature_channels: int, classes: int, image_channels: int = 1
+) -> nn.Module:
     """What a method trains: the configured predictor, with what the method puts around it or into its layers.
 
     Raises:
         ConfigError: As `build_predictor`, or the method takes no such predictor.
     """
     require_layers(network, method)
-    return method.network(lambda width: build_predictor(network, width, classes), feature_channels, classes)
+    return method.network(
+        lambda width: build_predictor(network, width, classes), feature_channels, classes, image_channels
+    )
 
 
 def require_layers(network: Network, method: Method) -> None:

@@ -44,12 +44,19 @@ def _intensity_transforms(probability: float) -> Compose:
     ])  # fmt: skip
 
 
-def add_noise(unit_1xyz: Tensor, noise_seed: int, probability: float) -> Tensor:
-    """Random intensity changes of one crop `[1, X, Y, Z]`, clamped to the unit scale [0, 1]."""
-    transforms = _intensity_transforms(probability)
-    transforms.set_random_state(seed=noise_seed)
-    changed = transforms(unit_1xyz.clone())
-    return torch.as_tensor(changed, dtype=torch.float32).clamp(0, 1)
+def add_noise(unit_mxyz: Tensor, noise_seed: int, probability: float) -> Tensor:
+    """Random intensity changes of one crop `[M, X, Y, Z]`, clamped to the unit scale [0, 1].
+
+    Every channel is changed by draws of its own, as an image of its own would be; nnU-Net also changes contrast, gamma,
+    blur and resolution channel by channel.
+    """
+    transforms, changed = _intensity_transforms(probability), torch.empty_like(unit_mxyz)
+    others = np.random.default_rng(noise_seed).integers(2**32, size=len(unit_mxyz) - 1)
+    for channel, seed in enumerate((noise_seed, *map(int, others))):
+        transforms.set_random_state(seed=seed)
+        made = transforms(unit_mxyz[channel : channel + 1].clone())
+        changed[channel : channel + 1] = torch.as_tensor(made, dtype=torch.float32).clamp(0, 1)
+    return changed
 
 
 def warp(crop_cxyz: Tensor, affine: np.ndarray, outside: Tensor, mode: str = "bilinear") -> Tensor:

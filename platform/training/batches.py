@@ -17,6 +17,7 @@ from dropgen.config import Augmentation
 from dropgen.features.extractors import Extractor, instance_norm
 from dropgen.features.index import CaseKeys
 from dropgen.features.store import FeatureStore
+from dropgen.features.studies.prepare import network_scale
 from dropgen.platform.methods import Method
 from dropgen.platform.methods.batch import Batch
 from dropgen.platform.training.augment import add_noise, warp
@@ -75,25 +76,19 @@ class Batches:
                 features = self.extractor(units)
             features = instance_norm(features)
         strength = torch.tensor([sample.strength for sample in samples], device=self.device)
-        return Batch(self._rescale(units, samples), labels, features, kept, samples[0].noise_seed, strength)
-
-    def _rescale(self, units_bcxyz: Tensor, samples: list[Sample]) -> Tensor:
-        """Unit scale to the study's intensity rule."""
-        volumes = [self.store.volume(self.keys[sample.case].volume) for sample in samples]
-        shift = torch.tensor([volume.shift for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
-        scale = torch.tensor([volume.scale for volume in volumes], device=self.device).view(-1, 1, 1, 1, 1)
-        return (units_bcxyz - shift) / scale
+        image = network_scale(units, [self.store.volume(self.keys[sample.case].volume) for sample in samples])
+        return Batch(image, labels, features, kept, samples[0].noise_seed, strength)
 
     def read(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
         """One sample before its method and the instance norm.
 
         Returns:
-            Unit crop `[1, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where they
+            Unit crop `[M, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where they
             are stored.
         """
         keys = self.keys[sample.case]
         assert keys.label is not None
-        unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[sample.box][None]))
+        unit = _tensor(sample.symmetry(self.store.volume(keys.volume).unit[:, *sample.box]))
         label = _tensor(sample.symmetry(self.store.label(keys.label)[sample.box][None]))
         if self.augmentation.intensity and self.augmentation.probability > 0:
             unit = add_noise(unit, sample.noise_seed, self.augmentation.probability)
@@ -131,8 +126,9 @@ class Batches:
     def _background(self) -> Tensor:
         """The extractor's response `[C]` to an empty image: what lies beyond a stored crop."""
         assert self.extractor is not None
-        size = self.extractor.min_size
-        return self.extractor(torch.zeros(1, 1, size, size, size, device=self.device)).mean(dim=(0, 2, 3, 4))
+        size, any_case = self.extractor.min_size, next(iter(self.keys.values()))
+        channels = len(self.store.volume(any_case.volume).unit)
+        return self.extractor(torch.zeros(1, channels, size, size, size, device=self.device)).mean(dim=(0, 2, 3, 4))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

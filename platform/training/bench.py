@@ -57,8 +57,8 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
     """Checks all that can be known before anything is computed; returns the trials' methods.
 
     Raises:
-        ConfigError: A method option is out of range, a method cannot use stored features or the study's labels, the
-            method or the crop does not fit the network, or the batch the workers.
+        ConfigError: A method option is out of range, a method cannot use stored features or the study's labels or
+            channels, the method or the crop does not fit the network, or the batch the workers.
         StudyError: The study has no case to validate on.
         WeightsError: Pretrained weights that a method starts from are missing.
     """
@@ -79,6 +79,11 @@ def require_trainable(experiment: Experiment, study: Study) -> list[Method]:
             raise ConfigError(
                 f"method {method.name} starts from weights that know intensities in [0, 1], and {ZSCORE} gives others: "
                 "give the method an intensity rule of its own, intensity: minmax, or take it out"
+            )
+        if method.one_channel and study.channels:
+            raise ConfigError(
+                f"method {method.name} takes images of one channel, and those of study {study.name} have "
+                f"{study.image_channels}, {', '.join(study.channels)}: choose another method"
             )
         _require_network_fits(experiment.network, method, study.crop)
         method.pretrained()
@@ -219,7 +224,8 @@ class Workbench:
         study = load_study(experiment.study, root)
         methods = require_trainable(experiment, study)
         needed = any(method.needs_features for method in methods)
-        extractor = build_extractor(experiment.features.extractor) if needed else None
+        component, channels = experiment.features.extractor, study.image_channels
+        extractor = build_extractor(component, image_channels=channels) if needed else None
         store = FeatureStore.of(experiment.features, root)
         source, choice = experiment.features.source, None
         if source == "auto" and extractor is not None and any(map(leaves_source_open, methods)):
@@ -298,7 +304,8 @@ class Workbench:
         """The same workbench with its extractor where a trial's crops are; whoever only needs keys stays on the CPU."""
         if self.extractor is None or device == "cpu":
             return self
-        return replace(self, extractor=build_extractor(self.experiment.features.extractor, device))
+        component, channels = self.experiment.features.extractor, self.study.image_channels
+        return replace(self, extractor=build_extractor(component, device, channels))
 
     def folder(self, trial: Trial) -> Path:
         """Where a trial's files live; the name covers its configuration, its data and the code."""

@@ -48,7 +48,10 @@ class Contender:
         bench = bench.under(trial).on(device)
         channels = bench.extractor.channels if bench.extractor and method.needs_features else 0
         torch.manual_seed(trial.seed)
-        network = build_network(bench.experiment.network, method, channels, bench.study.labelling.outputs)
+        study = bench.study
+        network = build_network(
+            bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels
+        )
         method.initialise(network)
         workers = Workers(size=bench.experiment.training.workers)
         batches = make_batches(bench, trial, method, channels, workers, device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dropgen.config import LEAVE_ONE_OUT
 from dropgen.features.extractors import instance_norm
+from dropgen.features.studies.prepare import network_scale
 from dropgen.features.studies.study import validation_cases
 from dropgen.platform.evaluation.analyses.condition1 import gradient_agreement
 from dropgen.platform.methods import Criterion, Method
@@ -28,13 +29,13 @@ class Probe:
     """Condition 1 on the middle crops of a few validation cases.
 
     Attributes:
-        image_b1xyz: As the network sees it.
+        image_bmxyz: As the network sees it.
         features_bcxyz: Instance-normalised.
         label_b1xyz: Class indices.
         every: Steps from one probe to the next.
     """
 
-    image_b1xyz: Tensor
+    image_bmxyz: Tensor
     features_bcxyz: Tensor
     label_b1xyz: Tensor
     criterion: Criterion
@@ -46,7 +47,7 @@ class Probe:
 
     def __call__(self, network: nn.Module) -> tuple[float | None, float]:
         """The cosine, None where a gradient vanishes, and the inner product; the network is left as it was."""
-        found = gradient_agreement(network, self.image_b1xyz, self.features_bcxyz, self.label_b1xyz, self.criterion)
+        found = gradient_agreement(network, self.image_bmxyz, self.features_bcxyz, self.label_b1xyz, self.criterion)
         return (found.cosine if math.isfinite(found.cosine) else None), found.inner
 
 
@@ -70,15 +71,15 @@ def probe_of(bench: Workbench, method: Method, device: str) -> Probe | None:
         prepared, stored, label = bench.stored(case, method)
         x, y, z = (
             slice((have - want) // 2, (have - want) // 2 + want)
-            for have, want in zip(prepared.unit.shape, bench.study.crop, strict=True)
+            for have, want in zip(prepared.shape, bench.study.crop, strict=True)
         )
-        unit = torch.from_numpy(np.array(prepared.unit[x, y, z]))[None, None].to(device)
+        unit = torch.from_numpy(np.array(prepared.unit[:, x, y, z]))[None].to(device)
         if stored is None:
             assert bench.extractor is not None
             raw = bench.extractor(unit)
         else:
             raw = torch.from_numpy(np.array(stored[:, x, y, z]))[None].to(device)
-        images.append((unit - prepared.shift) / prepared.scale)
+        images.append(network_scale(unit, [prepared]))
         features.append(instance_norm(raw))
         labels.append(torch.from_numpy(label[x, y, z].astype(np.int64))[None, None].to(device))
     training = experiment.training

@@ -130,7 +130,8 @@ def _parts(bench: Workbench, trial: Trial, method: Method, workers: Workers, dev
     """A new network as a segmenter, which trains in place, and the batches for it."""
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
-    network = build_network(bench.experiment.network, method, channels, bench.study.labelling.outputs)
+    study = bench.study
+    network = build_network(bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels)
     method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     return segmenter, make_batches(bench, trial, method, channels, workers, device)
@@ -214,6 +215,7 @@ def segmenter_spec(bench: Workbench, trial: Trial) -> SegmenterSpec:
         spacing=study.spacing,
         crop=study.crop,
         intensity=study.intensity,
+        channels=study.channels,
         method=trial.method,
         network=experiment.network,
         extractor=experiment.features.extractor if extractor else None,
@@ -249,9 +251,9 @@ def make_batches(
     cases = bench.study.split("train")
     plan = SamplePlan(
         seed=trial.seed,
-        shapes={case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases},
+        shapes={case.id: bench.store.volume(bench.index.keys[case.id].volume).shape for case in cases},
         crop=bench.study.crop,
-        draw=lambda generator: method.draw(generator, channels),
+        draw=lambda generator: method.draw(generator, channels, bench.study.image_channels),
         orientation=bench.study.orientation_augmentation,
         affine=training.augmentation.affine,
         probability=training.augmentation.probability,

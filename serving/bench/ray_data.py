@@ -36,8 +36,9 @@ def segment_by_ray_data(scans: Sequence[Scan], line: Line, recipe: Recipe, threa
     preparation = read_bundle(recipe.bundle)[0].preparation
 
     def read(row: Row) -> Row:
-        volume = pickle.loads(row["scan"]).load().volume
-        return row | {"volume": pickle.dumps(volume, 5), "prepared": pickle.dumps(prepare(volume, preparation), 5)}
+        channels = pickle.loads(row["scan"]).load().channels
+        prepared = prepare(channels, preparation)
+        return row | {"volume": pickle.dumps(channels[0], 5), "prepared": pickle.dumps(prepared, 5)}
 
     def write(row: Row) -> Row:
         volume = pickle.loads(row["volume"])

@@ -125,7 +125,7 @@ class Ready:
     def run(self, scans: Sequence[Scan]) -> list[tuple[float, float]]:
         """When each was in the model."""
         preparation = self._model.segmenter.spec.preparation
-        ready = [prepare(scan.load().volume, preparation) for scan in scans]
+        ready = [prepare(scan.load().channels, preparation) for scan in scans]
         return [self._model.in_model(prepared)[2] for prepared in ready]
 
 

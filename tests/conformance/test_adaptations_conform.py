@@ -41,7 +41,7 @@ def smooth(seed: int, shape: tuple[int, int, int] = (24, 16, 20)) -> Volume:
 
 
 def prepared(volume: Volume) -> Prepared:
-    return prepare(volume, make_segmenter(Component.of("erm")).spec.preparation)
+    return prepare([volume], make_segmenter(Component.of("erm")).spec.preparation)
 
 
 def scores(adaptation: Adaptation, volume: Volume, seed: int = 0) -> Tensor:

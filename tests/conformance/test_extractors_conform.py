@@ -79,7 +79,7 @@ def test_nothing_in_it_changes_or_trains_whatever_is_asked_of_it(extractor: Extr
 @pytest.mark.parametrize("shape", [(33, 40, 37), (5, 34, 6)])
 def test_extract_keeps_an_odd_shape(extractor: Extractor, shape: tuple[int, int, int]) -> None:
     unit = np.random.default_rng(0).random(shape, dtype=np.float32)
-    assert extract(extractor, unit)[0].shape == (extractor.channels, *shape)
+    assert extract(extractor, unit[None])[0].shape == (extractor.channels, *shape)
 
 
 def test_a_declared_symmetry_is_exact(extractor: Extractor) -> None:
@@ -119,7 +119,7 @@ def test_with_a_halo_of_its_locality_tiles_equal_one_pass(extractor: Extractor) 
     unit = np.random.default_rng(0).random((40, 9, 11), dtype=np.float32)
     budget = unit.size // 2 * extractor.tile_bytes * extractor.channels
     assert len(list(tiles(extractor, unit.shape, budget))) > 1
-    whole, tiled = extract(extractor, unit)[0], extract(extractor, unit, working_bytes=budget)[0]
+    whole, tiled = extract(extractor, unit[None])[0], extract(extractor, unit[None], working_bytes=budget)[0]
     assert np.abs(tiled - whole).max() < 1e-5
 
 

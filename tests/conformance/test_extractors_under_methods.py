@@ -81,7 +81,7 @@ def test_a_method_trains_and_predicts_on_the_features(reader: str, name: str) ->
         extractor_fingerprint=extractor.fingerprint,
     )  # fmt: skip
     array = np.random.default_rng(0).random((9, 8, 11), dtype=np.float32)
-    prepared = prepare(Volume(array, np.eye(4)), Preparation(spec.spacing, CROP, "minmax"))
+    prepared = prepare([Volume(array, np.eye(4))], Preparation(spec.spacing, CROP, "minmax"))
     whole = Segmenter(spec, network.eval(), method, extractor)
     mask = whole.predict_prepared(prepared)
     assert mask.shape == array.shape

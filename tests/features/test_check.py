@@ -120,7 +120,7 @@ def test_the_verb_prints_one_document_for_a_sound_study(tiny, capsys: pytest.Cap
     document = json.loads(capsys.readouterr().out)
     assert document == {
         "study": "tiny", "cases": 3, "problems": [], "splits": {"train": 1, "val": 1, "test": 1},
-        "domains": {"a": 1, "b": 2}, "sound": True,
+        "domains": {"a": 1, "b": 2}, "channels": [], "sound": True,
     }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_a_normed_crop_of_the_phantom_keeps_its_direction(
 ) -> None:
     study = load_study(make_phantom_study(tmp_path / "study", spec=ONE_OF_EACH), tmp_path)
     chosen = study.cases[case]
-    prepared = prepare(read_volume(chosen.image), study.preparation, chosen.modality)
+    prepared = prepare([read_volume(chosen.image)], study.preparation, chosen.modality)
     features, _ = extract(Mind(), prepared.unit)
     loss = measured(f"MIND, phantom {chosen.domain}", features, through, step=8)
     assert loss.cosine.mean() >= 0.9999
@@ -121,7 +121,7 @@ def test_a_normed_crop_of_a_real_volume_keeps_its_direction(
     volume = read_volume(data / "brats2013" / "images" / f"{name}_0000.nii.gz")
     # Half of the brain and the air around it: crops of air alone are the ones with the least variance.
     half = Volume(volume.array[16:144, 16:144, 8:104], volume.affine)
-    features, _ = extract(Mind(), prepare(half, Preparation((1.0, 1.0, 1.0), (CROP,) * 3, rule)).unit)
+    features, _ = extract(Mind(), prepare([half], Preparation((1.0, 1.0, 1.0), (CROP,) * 3, rule)).unit)
     loss = measured(f"MIND, {name}", features, through, step=16)
     clear = loss.cosine[~loss.faint]
     assert clear.mean() >= 0.9999

@@ -28,12 +28,12 @@ VOLUMES = (
 def test_a_compressed_entry_takes_fewer_bytes(data: Path, tmp_path: Path, name: str) -> None:
     if not (data / name).is_file():
         pytest.skip(f"needs {name} in the folder of data")
-    unit = prepare(read_volume(data / name), Preparation((1.0,) * 3, (32,) * 3, "minmax")).unit
+    unit = prepare([read_volume(data / name)], Preparation((1.0,) * 3, (32,) * 3, "minmax")).unit
     features, _ = extract(Mind(), np.array(unit))
     row = [Path(name).name]
-    for array, dtype in ((unit[None], "float32"), (features, "float16"), (features, "int8")):
+    for array, dtype in ((unit, "float32"), (features, "float16"), (features, "int8")):
         folder = tmp_path / dtype
-        write_array(folder, array, (1, *unit.shape), np.dtype(dtype), {}, name, compressed=True)
+        write_array(folder, array, (1, *unit.shape[1:]), np.dtype(dtype), {}, name, compressed=True)
         chunks = sum(path.stat().st_size for path in folder.glob("c.*"))
         row.append(f"{chunks / (array.size * np.dtype(dtype).itemsize):.2f}")
         assert float(row[-1]) < 1

@@ -91,7 +91,7 @@ def test_the_disk_that_features_will_take_is_known_before_they_are_there(
     study, store = load_study(tiny.write(), tmp_path), FeatureStore(tmp_path / "store")
     index = StudyIndex.of(study, Mind(), dtype)
     for case in study.cases:
-        prepared = prepare(read_volume(case.image), study.preparation)
+        prepared = prepare([read_volume(case.image)], study.preparation)
         keys = index.keys[case.id]
         store.put_volume(keys.volume, prepared, {"case": case.id})
     told = features_bytes(index, 12, store)

@@ -96,7 +96,7 @@ def test_studies_over_copies_of_the_same_files_share_every_entry(site: Site, tmp
     for case in site.study.cases:
         image = shutil.copy(case.image, tmp_path / f"copy-{case.image.name}")
         label = shutil.copy(case.label, tmp_path / f"copy-{case.label.name}")
-        copies.append(replace(case, image=Path(image), label=Path(label)))
+        copies.append(replace(case, images=(Path(image),), label=Path(label)))
     assert site.keys(name="other", cases=tuple(copies)) == site.keys()
 
 

@@ -93,7 +93,7 @@ def test_with_volume_statistics_a_crop_equals_the_whole_beyond_its_locality() ->
 
 def test_extract_equals_the_call_and_returns_one_mean_per_dilation() -> None:
     mind, x = Mind((1, 2)), image().float()
-    features, stats = extract(mind, x[0, 0].numpy())
+    features, stats = extract(mind, x[0].numpy())
     assert stats is not None
     assert stats.shape == (2,)
     assert np.array_equal(features, mind(x, mind.fit(x))[0].numpy())

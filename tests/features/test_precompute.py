@@ -69,7 +69,7 @@ def assert_stored(study: Study, case_id: str, store: FeatureStore) -> None:
     """The store holds what preparing and extracting the case here and now gives."""
     case = next(case for case in study.cases if case.id == case_id)
     keys = StudyIndex.of(study, Mind(), "float16").keys[case_id]
-    expected = prepare(read_volume(case.image), study.preparation, case.modality)
+    expected = prepare([read_volume(case.image)], study.preparation, case.modality)
     features, stats = extract(Mind(), expected.unit)
     assert np.array_equal(store.volume(keys.volume).unit, expected.unit)
     assert np.array_equal(store.label(keys.label), prepare_label(read_mask(case.label), expected.grid))

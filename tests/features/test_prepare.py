@@ -64,11 +64,11 @@ def of(
 def test_at_native_spacing_a_mask_comes_back_exactly(codes: str, rotation: np.ndarray) -> None:
     array, labels = image_and_mask()
     image, mask = (stored(content, ras_affine(rotation), codes) for content in (array, labels))
-    prepared = prepare(image, of(SPACING, crop=(16, 14, 12)))
-    assert prepared.unit.shape == (16, 14, 17) == prepared.grid.shape
+    prepared = prepare([image], of(SPACING, crop=(16, 14, 12)))
+    assert prepared.shape == (16, 14, 17) == prepared.grid.shape
     unit = (array - array.min()) / (array.max() - array.min())
     assert np.allclose(
-        prepared.unit[2:13, :13], unit, atol=1e-6
+        prepared.unit[0, 2:13, :13], unit, atol=1e-6
     )  # RAS order whatever the storage, pads 2 | 3 and 0 | 1
     label = prepare_label(mask, prepared.grid)
     assert np.array_equal(label[2:13, :13], labels) and label.dtype == np.uint8
@@ -81,11 +81,11 @@ def test_at_native_spacing_a_mask_comes_back_exactly(codes: str, rotation: np.nd
 @pytest.mark.parametrize("codes", CODES)
 def test_at_another_spacing_a_mask_keeps_its_place_in_the_world(codes: str, rotation: np.ndarray) -> None:
     array, labels = image_and_mask()
-    reference = prepare(Volume(array, ras_affine(rotation)), of((1.0, 0.8, 1.5)))
+    reference = prepare([Volume(array, ras_affine(rotation))], of((1.0, 0.8, 1.5)))
     image, mask = (stored(content, ras_affine(rotation), codes) for content in (array, labels))
-    prepared = prepare(image, of((1.0, 0.8, 1.5), crop=(8, 30, 8)))
-    assert prepared.unit.shape == (8, 30, 26)  # 7.7, 14.3 and 39.1 mm, the second padded from 18
-    assert np.allclose(prepared.unit[:, 6:24], reference.unit, atol=1e-6)
+    prepared = prepare([image], of((1.0, 0.8, 1.5), crop=(8, 30, 8)))
+    assert prepared.shape == (8, 30, 26)  # 7.7, 14.3 and 39.1 mm, the second padded from 18
+    assert np.allclose(prepared.unit[:, :, 6:24], reference.unit, atol=1e-6)
     label = prepare_label(mask, prepared.grid)
     restored = prepared.grid.restore(label)
     assert restored.shape == mask.array.shape
@@ -116,12 +116,12 @@ def test_the_real_oblique_case_comes_back(data: Path) -> None:
     mask = read_mask(data / "geometry" / "short_axis_oblique.nii.gz")
     assert np.abs(image.affine[:3, :3]).min() > 0.1, "the case is meant to be oblique"
     native = tuple(np.linalg.norm(image.affine[:3, :3], axis=0)[[2, 0, 1]])  # its axes run P, S, R
-    prepared = prepare(image, Preparation(native, (32, 32, 32), "minmax"))
+    prepared = prepare([image], Preparation(native, (32, 32, 32), "minmax"))
     label = prepare_label(mask, prepared.grid)
-    assert prepared.unit.shape == (32, 256, 256)
+    assert prepared.shape == (32, 256, 256)
     assert np.array_equal(prepared.grid.restore(label), mask.array)
 
-    prepared = prepare(image, of((2.0, 2.0, 2.0)))
+    prepared = prepare([image], of((2.0, 2.0, 2.0)))
     label = prepare_label(mask, prepared.grid)
     restored = prepared.grid.restore(label)
     for value in (1, 2, 3):
@@ -160,24 +160,25 @@ def test_any_grid_restores_a_full_mask_and_survives_json(
 def test_intensities_are_scaled_before_padding_so_that_air_not_water_is_padded() -> None:
     hounsfield = np.full((4, 4, 4), -1024, np.float32)
     hounsfield[1:3, 1:3, 1:3] = 1024
-    prepared = prepare(Volume(hounsfield, np.eye(4)), of((1, 1, 1), crop=(8, 4, 4), rule="hu"))
-    assert not prepared.unit[[0, 1, 6, 7]].any() and prepared.unit.max() == 1
+    prepared = prepare([Volume(hounsfield, np.eye(4))], of((1, 1, 1), crop=(8, 4, 4), rule="hu"))
+    assert not prepared.unit[0, [0, 1, 6, 7]].any() and prepared.unit.max() == 1
 
 
 def test_zscore_statistics_ignore_the_padding() -> None:
     array = np.random.default_rng(0).normal(5, 2, (4, 5, 6)).astype(np.float32)
     small, padded = (
-        prepare(Volume(array, np.eye(4)), of((1, 1, 1), crop=crop, rule="zscore")) for crop in ((1, 1, 1), (9, 9, 9))
+        prepare([Volume(array, np.eye(4))], of((1, 1, 1), crop=crop, rule="zscore")) for crop in ((1, 1, 1), (9, 9, 9))
     )
     assert (small.shift, small.scale) == (padded.shift, padded.scale)
 
 
 def test_the_key_covers_every_field() -> None:
     keys = {
-        of((1, 1, 1)).key, of((1, 1, 2)).key, of((1, 1, 1), (2, 1, 1)).key, of((1, 1, 1), rule="hu").key,
-        Preparation((1, 1, 1), (1, 1, 1), {"ct": "hu"}).key,
+        of((1, 1, 1)).key(None), of((1, 1, 2)).key(None), of((1, 1, 1), (2, 1, 1)).key(None),
+        of((1, 1, 1), rule="hu").key(None), Preparation((1, 1, 1), (1, 1, 1), "hu", ("a", "b")).key(None),
     }  # fmt: skip
     assert len(keys) == 5
+    assert Preparation((1, 1, 1), (1, 1, 1), {"ct": "hu"}).key("ct") == of((1, 1, 1), rule="hu").key(None)
 
 
 def test_the_rule_follows_the_modality_which_is_never_guessed() -> None:
@@ -185,18 +186,18 @@ def test_the_rule_follows_the_modality_which_is_never_guessed() -> None:
     assert resolve_rule("hu", None) == "hu" and resolve_rule(rules, "mr") == "minmax"
     volume = Volume(np.full((2, 2, 2), 512, np.float32) + np.eye(2, dtype=np.float32), np.eye(4))
     by_modality = Preparation((1, 1, 1), (1, 1, 1), rules)
-    assert prepare(volume, by_modality, "ct").unit.min() == 0.75
-    assert prepare(volume, by_modality, "mr").unit.min() == 0
+    assert prepare([volume], by_modality, "ct").unit.min() == 0.75
+    assert prepare([volume], by_modality, "mr").unit.min() == 0
     with pytest.raises(VolumeError, match="must be given: ct, mr"):
-        prepare(volume, by_modality)
+        prepare([volume], by_modality)
     with pytest.raises(VolumeError, match="'mri'; did you mean 'mr'"):
-        prepare(volume, by_modality, "mri")
+        prepare([volume], by_modality, "mri")
     with pytest.raises(ConfigError, match="minmix"):
-        prepare(volume, of((1, 1, 1), rule="minmix"))
+        prepare([volume], of((1, 1, 1), rule="minmix"))
 
 
 def prepared_small() -> Prepared:
-    return prepare(Volume(np.zeros((3, 3, 3), np.float32), np.eye(4)), of((1, 1, 1)))
+    return prepare([Volume(np.zeros((3, 3, 3), np.float32), np.eye(4))], of((1, 1, 1)))
 
 
 def test_a_label_on_another_grid_is_refused() -> None:
@@ -221,7 +222,7 @@ def test_a_mask_of_another_shape_is_not_restored() -> None:
 
 def test_a_spacing_too_fine_for_memory_is_refused_before_resampling() -> None:
     with pytest.raises(VolumeError, match="raise the spacing"):
-        prepare(Volume(np.zeros((300, 300, 300), np.float32), np.eye(4)), of((0.1, 0.1, 0.1)))
+        prepare([Volume(np.zeros((300, 300, 300), np.float32), np.eye(4))], of((0.1, 0.1, 0.1)))
 
 
 @given(

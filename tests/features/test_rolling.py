@@ -36,8 +36,8 @@ def test_every_box_has_the_features_of_the_whole_volume(name: str, axis: int) ->
     shape[axis] = 40
     unit = np.random.default_rng(0).random(shape, np.float32)
     extractor = build(Component.of(name))
-    whole, _ = extract(extractor, unit)
-    rolling = RollingFeatures(extractor, unit, axis, 12, "cpu")
+    whole, _ = extract(extractor, unit[None])
+    rolling = RollingFeatures(extractor, unit[None], axis, 12, "cpu")
     for _ in range(2):  # a second pass begins anew
         for box in windows((shape[0], shape[1], shape[2]), 12, axis, 5):
             np.testing.assert_allclose(rolling.cut(box), whole[:, *box], rtol=0, atol=1e-6)
@@ -57,8 +57,8 @@ def test_whatever_the_windows_every_plane_is_extracted_once(depth: int, beyond: 
     shape = [3, 3, 3]
     shape[axis] = depth + beyond
     unit = np.random.default_rng(0).random(shape, np.float32)
-    whole, _ = extract(Mind(), unit)
-    rolling = RollingFeatures(mind, unit, axis, depth, "cpu")
+    whole, _ = extract(Mind(), unit[None])
+    rolling = RollingFeatures(mind, unit[None], axis, depth, "cpu")
     for box in windows((shape[0], shape[1], shape[2]), depth, axis, step):
         np.testing.assert_allclose(rolling.cut(box), whole[:, *box], rtol=0, atol=1e-6)
     assert sum(seen) <= shape[axis] + 2 * mind.halo * len(seen)

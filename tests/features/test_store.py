@@ -79,7 +79,7 @@ def test_statistics_come_back_exactly(store: FeatureStore) -> None:
 def test_any_zarr_reader_opens_an_entry(store: FeatureStore) -> None:
     filled(store)
     for kind, values in (
-        ("volumes", store.volume("k").unit),
+        ("volumes", store.volume("k").unit[0]),
         ("labels", store.label("k")),
         ("features", store.features("k").read(range(3), (slice(None),) * 3)),
     ):

@@ -51,7 +51,7 @@ def fill(study: Study, store: FeatureStore, extractor: Extractor | None = None) 
     index.save(store)
     for case in study.cases:
         keys, made = index.keys[case.id], {"case": case.id}
-        store.put_volume(keys.volume, prepare(read_volume(case.image), study.preparation, case.modality), made)
+        store.put_volume(keys.volume, prepare([read_volume(case.image)], study.preparation, case.modality), made)
         store.put_label(keys.label or "", np.ones((5, 6, 7), np.uint8), made)
         store.put_features(keys.features or "", np.ones((12, 5, 6, 7)), None, made)
     return index

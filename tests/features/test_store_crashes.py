@@ -115,7 +115,7 @@ class StoreLife(RuleBasedStateMachine):
         image, label = (self.folder / f"{name}{number}.nii" for name in ("image", "label"))
         write_volume(image, generator.random((5, 6, 7), np.float32), np.eye(4))
         write_mask(label, generator.integers(0, 2, (5, 6, 7)), np.eye(4))
-        case = Case(f"case{number}", f"case{number}", "site", None, "train", image, label)
+        case = Case(f"case{number}", f"case{number}", "site", None, "train", (image,), label)
         self.study = replace(self.study, cases=(*self.study.cases, case))
 
     @rule(data=st.data())
@@ -225,7 +225,7 @@ class StoreLife(RuleBasedStateMachine):
         return outcome
 
     def note(self, work: Work) -> None:
-        prepared = prepare(read_volume(work.case.image), self.study.preparation)
+        prepared = prepare([read_volume(work.case.image)], self.study.preparation)
         features, _ = extract(build(self.component()), prepared.unit)
         assert work.case.label is not None
         label = prepare_label(read_mask(work.case.label), prepared.grid)

@@ -85,7 +85,7 @@ def local(tmp_path: Path) -> FeatureStore:
 
 def prepared(seed: int = 0) -> Prepared:
     array = np.random.default_rng(seed).normal(size=(5, 6, 7)).astype(np.float32)
-    return prepare(Volume(array, np.diag([1.0, 2.0, 1.5, 1.0])), Preparation((1.0,) * 3, (8, 8, 8), "zscore"))
+    return prepare([Volume(array, np.diag([1.0, 2.0, 1.5, 1.0]))], Preparation((1.0,) * 3, (8, 8, 8), "zscore"))
 
 
 def fill(store: FeatureStore) -> FeatureStore:

@@ -41,10 +41,10 @@ def memory(name):
 torch.set_num_threads(1)
 options = {"weights": sys.argv[2]} if len(sys.argv) > 2 else {}
 extractor = build(Component.of(sys.argv[1], **options))
-extract(extractor, np.zeros((32, 32, 32), np.float32))
+extract(extractor, np.zeros((1, 32, 32, 32), np.float32))
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
-extract(extractor, np.random.default_rng(0).random((64, 64, 64), dtype=np.float32))
+extract(extractor, np.random.default_rng(0).random((1, 64, 64, 64), dtype=np.float32))
 print(memory("VmHWM") - before)
 """
 
@@ -148,8 +148,8 @@ def test_mind_in_tiles_equals_one_pass(dilations: tuple[int, ...], shape: tuple[
     unit[: shape[0] // 2] *= 0.01  # the mean of the local variation is nowhere that of a tile
     budget = bytes_of(np.prod(shape) // 2, mind)
     assert len(list(tiles(mind, shape, budget))) > 1
-    whole, stats = extract(mind, unit)
-    tiled, tiled_stats = extract(mind, unit, working_bytes=budget)
+    whole, stats = extract(mind, unit[None])
+    tiled, tiled_stats = extract(mind, unit[None], working_bytes=budget)
     np.testing.assert_allclose(tiled_stats, stats, rtol=1e-6)
     assert np.abs(tiled - whole).max() < 1e-6
 
@@ -183,7 +183,7 @@ def test_anatomix_in_tiles_has_the_right_shape_and_stays_close(tmp_path: Path) -
     unit = textured((100, 20, 20))
     budget = bytes_of(111 * 32 * 32, anatomix)
     assert len(list(tiles(anatomix, unit.shape, budget))) == 2
-    whole, tiled = extract(anatomix, unit)[0], extract(anatomix, unit, working_bytes=budget)[0]
+    whole, tiled = extract(anatomix, unit[None])[0], extract(anatomix, unit[None], working_bytes=budget)[0]
     assert tiled.shape == whole.shape == (CHANNELS, *unit.shape)
     error = (tiled - whole) / whole.std(axis=(1, 2, 3), keepdims=True)
     assert 0 < np.sqrt(np.square(error).mean()) < 1e-2
@@ -191,13 +191,13 @@ def test_anatomix_in_tiles_has_the_right_shape_and_stays_close(tmp_path: Path) -
 
 def seam_errors(extractor: Extractor, name: str, unit: np.ndarray, halos: Sequence[int]) -> dict[int, float]:
     """Prints a row of the page for every halo of two halves against one pass; returns the RMS at the cut."""
-    whole, _ = extract(extractor, unit)
+    whole, _ = extract(extractor, unit[None])
     spread = whole.std(axis=(1, 2, 3), keepdims=True)
     rms = {}
     for extractor.halo in halos:
         budget = bytes_of(unit.size - 1, extractor)
         assert len(list(tiles(extractor, unit.shape, budget))) == 2
-        tiled, _ = extract(extractor, unit, working_bytes=budget)
+        tiled, _ = extract(extractor, unit[None], working_bytes=budget)
         error = (tiled - whole) / spread
         cut = len(unit) // 2
         seam = error[:, cut - 8 : cut + 8]  # the sixteen slices about the cut

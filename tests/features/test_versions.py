@@ -60,9 +60,9 @@ FEATURES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_prepared_volume_is_what_its_version_made_of_it(rule: str) -> None:
-    prepared = prepare(Volume(field((9, 11, 6)), OBLIQUE), Preparation((1.0, 1.1, 1.3), (8, 8, 8), rule))
+    prepared = prepare([Volume(field((9, 11, 6)), OBLIQUE)], Preparation((1.0, 1.1, 1.3), (8, 8, 8), rule))
     assert prepare_file.PREPARE_VERSION == 1, RAISE
-    found = [*seen(prepared.unit), prepared.shift, prepared.scale]
+    found = [*seen(prepared.unit), *prepared.shift, *prepared.scale]
     assert_allclose(found, PREPARED[rule], rtol=1e-4, atol=1e-5, err_msg=RAISE)
 
 
@@ -71,7 +71,7 @@ def test_features_are_what_their_version_made_of_them(name: str) -> None:
     extractor = Mind((1, 2)) if name == "mind" else RandomConv()
     assert (mind_file.VERSION, random_file.VERSION) == (2, 1), RAISE
     unit = field((9, 8, 7))
-    features, _ = extract(extractor, (unit - unit.min()) / np.ptp(unit))
+    features, _ = extract(extractor, ((unit - unit.min()) / np.ptp(unit))[None])
     assert_allclose(seen(features), FEATURES[name], rtol=1e-4, atol=1e-5, err_msg=RAISE)
 
 

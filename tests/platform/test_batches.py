@@ -32,7 +32,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: object) -> Batches:
     method = build(Component.of("dropgen", p=p))
     cases = bench.study.split("train")
-    shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases}
+    shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).shape for case in cases}
     plan = SamplePlan(
         1, shapes, changes.pop("crop", (16, 16, 16)), lambda g: method.draw(g, CHANNELS), True, False, 0.5
     )  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_a_replayed_symmetry_gives_the_features_of_the_turned_volume(bench: Work
     case = next(iter(maker.keys))
     sample = Sample(case, (0, 0, 0), (20, 20, 20), symmetry, None, np.ones(13, bool), 0)
     whole = dataclasses.replace(maker, plan=dataclasses.replace(maker.plan, crop=(20, 20, 20)))
-    unit = torch.from_numpy(bench.store.volume(maker.keys[case].volume).unit.copy())[None, None]
+    unit = torch.from_numpy(bench.store.volume(maker.keys[case].volume).unit.copy())[None]
     expected = Mind()(symmetry(unit), Mind().fit(unit))[0]
     assert torch.allclose(whole._stored_features(sample), expected, atol=1e-5)
 

@@ -28,7 +28,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workbench]:
 def batches(bench: Workbench) -> Batches:
     method = build(Component.of("dropgen", p=0.25))
     cases = bench.study.split("train")
-    shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).unit.shape for case in cases}
+    shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).shape for case in cases}
     plan = SamplePlan(1, shapes, (16, 16, 16), lambda generator: method.draw(generator, 12), True, True, 0.5)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
     augmentation = bench.experiment.training.augmentation

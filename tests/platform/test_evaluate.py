@@ -48,7 +48,7 @@ def test_the_masks_and_scores_are_those_of_the_bundle(evaluated: Any) -> None:
     scores = {(row["case"], row["class"]): row["dice"] for row in rows_of(folder)}
     classes = evaluated.bench.study.classes
     for case in evaluated.bench.study.split("test"):
-        mask = segmenter.predict(read_volume(case.image), case.modality)
+        mask = segmenter.predict(read_volume(case.image), modality=case.modality)
         written = read_mask(folder / "evaluation" / "masks" / f"{case.id}.nii.gz").array
         np.testing.assert_array_equal(written, mask)
         for name, value in zip(classes[1:], dice(mask, read_mask(case.label).array, len(classes)), strict=True):
@@ -167,7 +167,7 @@ def test_an_untrained_trial_is_named_with_the_command(evaluated: Any, tmp_path: 
 
 
 def case(name: str, domain: str, split: str) -> Case:
-    return Case(name, name, domain, None, split, Path(name), Path(name))  # type: ignore[arg-type]
+    return Case(name, name, domain, None, split, (Path(name),), Path(name))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

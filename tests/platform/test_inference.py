@@ -37,13 +37,13 @@ Shape = tuple[int, int, int]
 
 def prepared_volume(segmenter: Segmenter, shape: Shape = (24, 16, 24)) -> Prepared:
     noise = np.random.default_rng(3).normal(size=shape).astype(np.float32)
-    return prepare(Volume(noise, np.eye(4)), segmenter.spec.preparation)
+    return prepare([Volume(noise, np.eye(4))], segmenter.spec.preparation)
 
 
 def logits_of(segmenter: Segmenter, prepared: Prepared, raw: np.ndarray | None, overlap: float) -> Tensor:
     return predict_slabs(
         segmenter.network, segmenter.method, prepared, raw, None,
-        lambda slabs: whole_logits(slabs, prepared.unit.shape), crop=CROP, overlap=overlap, device="cpu",
+        lambda slabs: whole_logits(slabs, prepared.shape), crop=CROP, overlap=overlap, device="cpu",
     )  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def plain_logits(segmenter: Segmenter, prepared: Prepared) -> Tensor:
 
 def windows_by_hand(segmenter: Segmenter, prepared: Prepared, raw: np.ndarray, step: int) -> np.ndarray:
     """Mean of the windows' logits, one window at a time."""
-    total = np.zeros((len(segmenter.spec.classes), *prepared.unit.shape))
-    count = np.zeros(prepared.unit.shape)
-    for start in itertools.product(*(range(0, size - 15, step) for size in prepared.unit.shape)):
+    total = np.zeros((len(segmenter.spec.classes), *prepared.shape))
+    count = np.zeros(prepared.shape)
+    for start in itertools.product(*(range(0, size - 15, step) for size in prepared.shape)):
         box = tuple(slice(edge, edge + 16) for edge in start)
-        image = torch.from_numpy(prepared.unit[box].copy())[None, None]
+        image = torch.from_numpy(prepared.unit[:, *box].copy())[None]
         features = instance_norm(torch.from_numpy(raw[:, *box].copy())[None])
         with torch.no_grad():
             total[:, *box] += segmenter.network(segmenter.method.inputs(image, features))[0].numpy()
@@ -109,7 +109,7 @@ def test_no_gradient_is_kept() -> None:
     prepared = prepared_volume(segmenter)
     logits = logits_of(segmenter, prepared, None, overlap=0.5)
     assert not logits.requires_grad
-    assert logits.shape == (3, *prepared.unit.shape)
+    assert logits.shape == (3, *prepared.shape)
 
 
 class Place(nn.Module):
@@ -129,8 +129,8 @@ class Place(nn.Module):
 def test_blended_slabs_are_the_windows_that_monai_stitches(crop: Shape, beyond: Shape, overlap: float) -> None:
     shape = tuple(edge + more for edge, more in zip(crop, beyond, strict=True))
     noise = np.random.default_rng(0).random(shape, np.float32)
-    grid = prepare(Volume(noise, np.eye(4)), make_segmenter(Component.of("erm")).spec.preparation).grid
-    prepared, network, axis = Prepared(noise, 0.0, 1.0, grid), Place(), slab_axis(shape, crop)
+    grid = prepare([Volume(noise, np.eye(4))], make_segmenter(Component.of("erm")).spec.preparation).grid
+    prepared, network, axis = Prepared(noise[None], (0.0,), (1.0,), grid), Place(), slab_axis(shape, crop)
     held: list[int] = []
 
     def collect(slabs: Iterable[Slab]) -> Tensor:
@@ -165,7 +165,7 @@ def test_every_methods_mask_is_that_of_the_plain_logits(name: str, scope: str) -
     shape = (29, 21, 11) if method.sizes is None else (crop[0] + 5, 21, 11)  # the last axis is smaller than the crop
     image = gaussian_filter(np.random.default_rng(0).normal(size=shape), 1).astype(np.float32)
     volume = Volume(image, np.diag([-1.2, 0.9, 3.1, 1.0]))
-    prepared = prepare(volume, segmenter.spec.preparation)
+    prepared = prepare([volume], segmenter.spec.preparation)
     plain = plain_logits(segmenter, prepared).argmax(dim=0).to(torch.uint8).numpy()
     for found, expected in (
         (segmenter.predict_prepared(prepared), plain), (segmenter.predict(volume), prepared.grid.restore(plain)),
@@ -182,6 +182,6 @@ def test_a_volume_is_cut_along_its_longest_axis_in_windows_and_the_mask_is_the_s
     shape = [17, 18, 19]
     shape[axis] = 45
     prepared = prepared_volume(segmenter, (shape[0], shape[1], shape[2]))
-    assert slab_axis(prepared.unit.shape, CROP) == axis
+    assert slab_axis(prepared.shape, CROP) == axis
     plain = plain_logits(segmenter, prepared).argmax(dim=0).numpy()
     assert dice(segmenter.predict_prepared(prepared), plain, 3).min() > 0.999

@@ -65,8 +65,8 @@ def test_another_rule_trains_predicts_and_is_served_on_volumes_of_its_own(bench:
     ruled = bench.under(trial(bench, "zscore"))
     case = bench.study.split("val")[0]
     one, other = bench.stored(case)[0], ruled.stored(case)[0]
-    assert (one.shift, one.scale) == (0, 1)
-    channel = (other.unit - other.shift) / other.scale
+    assert (one.shift, one.scale) == ((0,), (1,))
+    channel = (other.unit[0] - other.shift[0]) / other.scale[0]
     assert (float(channel.mean()), float(channel.std())) == pytest.approx((0, 1), abs=1e-3)
     assert np.array_equal(bench.stored(case)[2], ruled.stored(case)[2])
     result = train_trial(bench, trial(bench, "zscore"))

@@ -66,7 +66,7 @@ def test_it_is_trained_scored_and_served_under_its_own_names(meaning: dict[str, 
     written = read_mask(bench.folder(trials_of(bench.experiment)[0]) / "evaluation" / "masks" / f"{case.id}.nii.gz")
     np.testing.assert_array_equal(mask, written.array)
     assert set(np.unique(mask)) <= {0, 1, 2}
-    again, uncertainty = predict_uncertain(segmenter, prepare(image, segmenter.spec.preparation, None))
+    again, uncertainty = predict_uncertain(segmenter, prepare([image], segmenter.spec.preparation, None))
     np.testing.assert_array_equal(again, mask)
     assert uncertainty.entropy_map.max() <= 100
 

@@ -53,7 +53,7 @@ def measured(work: Callable[[], object]) -> int:
 def test_the_windows_of_a_volume_take_what_was_planned(name: str) -> None:
     segmenter = make_segmenter(Component.of(name), classes=SIXTEEN)
     volume = Volume(np.random.default_rng(0).random((70, 40, 44), np.float32), np.eye(4))
-    prepared = prepare(volume, segmenter.spec.preparation)
+    prepared = prepare([volume], segmenter.spec.preparation)
     planned = plan_of(segmenter, volume.array.shape).stages["windows"]
     found = volume.array.nbytes + prepared.unit.nbytes
     found += measured(lambda: segmenter.over_slabs(prepared, None, lambda slabs: native_mask(slabs, prepared.grid)))

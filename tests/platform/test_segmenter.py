@@ -17,7 +17,7 @@ from dropgen.config import Component
 from dropgen.errors import CheckpointError, ConfigError, DropGenError, ResourceError, VolumeError, WeightsError
 from dropgen.features import extractors
 from dropgen.features.extractors import extract
-from dropgen.features.studies.prepare import prepare
+from dropgen.features.studies.prepare import network_scale, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.segmenter import Segmenter
 from tests_support.segmenters import MIND, make_segmenter
@@ -49,18 +49,18 @@ def test_a_saved_bundle_predicts_the_same_voxels(method: Component, tmp_path: Pa
 
 def test_a_volume_of_one_window_gets_the_networks_own_answer() -> None:
     segmenter = make_segmenter(DROPGEN)
-    prepared = prepare(volume((16, 16, 10)), segmenter.spec.preparation)
+    prepared = prepare([volume((16, 16, 10))], segmenter.spec.preparation)
     raw, _ = extract(extractors.build(MIND), prepared.unit)
     normed = extractors.instance_norm(torch.from_numpy(raw)[None])
     with torch.no_grad():
-        image = torch.from_numpy((prepared.unit - prepared.shift) / prepared.scale)[None, None]
+        image = network_scale(torch.from_numpy(prepared.unit)[None], [prepared])
         logits = segmenter.network(torch.cat([image, normed], dim=1))
     np.testing.assert_array_equal(segmenter.predict_prepared(prepared), logits[0].argmax(0).numpy())
 
 
 def test_stored_features_predict_what_extracted_ones_do() -> None:
     segmenter = make_segmenter(DROPGEN)
-    prepared = prepare(volume(), segmenter.spec.preparation)
+    prepared = prepare([volume()], segmenter.spec.preparation)
     features, _ = extract(extractors.build(MIND), prepared.unit)
     extracted = segmenter.predict_prepared(prepared)
     np.testing.assert_array_equal(segmenter.predict_prepared(prepared, features), extracted)
@@ -69,15 +69,15 @@ def test_stored_features_predict_what_extracted_ones_do() -> None:
 
 def test_feature_scope_decides_what_the_extractor_sees() -> None:
     whole, windows = make_segmenter(DROPGEN), make_segmenter(DROPGEN, feature_scope="window")
-    one_window = prepare(volume((16, 16, 10)), whole.spec.preparation)
+    one_window = prepare([volume((16, 16, 10))], whole.spec.preparation)
     np.testing.assert_array_equal(whole.predict_prepared(one_window), windows.predict_prepared(one_window))
-    many = prepare(volume((32, 16, 16)), whole.spec.preparation)
+    many = prepare([volume((32, 16, 16))], whole.spec.preparation)
     assert not np.array_equal(whole.predict_prepared(many), windows.predict_prepared(many))
 
 
 def test_shift_and_scale_reach_the_image_channel_alone() -> None:
     image_only, features_only = make_segmenter(ALL[0]), make_segmenter(ALL[1])
-    prepared = prepare(volume(), image_only.spec.preparation)
+    prepared = prepare([volume()], image_only.spec.preparation)
     shifted = replace(prepared, shift=0.4, scale=0.2)
     assert not np.array_equal(image_only.predict_prepared(prepared), image_only.predict_prepared(shifted))
     np.testing.assert_array_equal(features_only.predict_prepared(prepared), features_only.predict_prepared(shifted))
@@ -105,9 +105,9 @@ def test_the_training_flag_survives_and_prediction_is_in_eval_mode(training: boo
 def test_the_training_flag_comes_back_after_an_error() -> None:
     segmenter = make_segmenter(DROPGEN)
     segmenter.network.train()
-    prepared = prepare(volume(), segmenter.spec.preparation)
+    prepared = prepare([volume()], segmenter.spec.preparation)
     with pytest.raises((RuntimeError, ValueError)):
-        segmenter.predict_prepared(prepared, np.zeros((3, *prepared.unit.shape), np.float32))
+        segmenter.predict_prepared(prepared, np.zeros((3, *prepared.shape), np.float32))
     assert segmenter.network.training
 
 
@@ -133,8 +133,8 @@ def test_a_modality_is_required_where_the_rule_depends_on_it() -> None:
     with pytest.raises(VolumeError, match="ct, mr"):
         segmenter.predict(volume())
     with pytest.raises(VolumeError, match="pet"):
-        segmenter.predict(volume(), "pet")
-    assert not np.array_equal(segmenter.predict(volume(), "ct"), segmenter.predict(volume(), "mr"))
+        segmenter.predict(volume(), modality="pet")
+    assert not np.array_equal(segmenter.predict(volume(), modality="ct"), segmenter.predict(volume(), modality="mr"))
 
 
 def test_another_extractor_is_refused_naming_both_fingerprints(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dropgen.config import Component
 from dropgen.features.extractors import instance_norm
-from dropgen.features.studies.prepare import Prepared, prepare
+from dropgen.features.studies.prepare import Prepared, network_scale, prepare
 from dropgen.features.studies.volume import Volume
 from dropgen.platform.evaluation.uncertainty import extra_passes, predict_uncertain
 from dropgen.platform.segmenter import Segmenter
@@ -21,7 +21,7 @@ def volume(shape: tuple[int, int, int] = (22, 19, 17)) -> Volume:
 
 
 def ready(segmenter: Segmenter, image: Volume) -> Prepared:
-    return prepare(image, segmenter.spec.preparation)
+    return prepare([image], segmenter.spec.preparation)
 
 
 @pytest.mark.parametrize("scope", ["volume", "window"])
@@ -37,10 +37,10 @@ def test_the_mask_is_the_very_one_that_is_made_without_asking(scope: str) -> Non
 def test_both_maps_are_those_of_one_window_by_hand() -> None:
     segmenter = make_segmenter(DROPGEN)
     one = volume((16, 16, 10))
-    prepared = prepare(one, segmenter.spec.preparation)
+    prepared = prepare([one], segmenter.spec.preparation)
     raw = segmenter.raw_features(prepared)
     assert raw is not None
-    image = torch.from_numpy((prepared.unit - prepared.shift) / prepared.scale)[None, None]
+    image = network_scale(torch.from_numpy(prepared.unit)[None], [prepared])
     u = torch.cat([image, instance_norm(torch.from_numpy(raw)[None])], dim=1)
     without_image, without_features = u.clone(), u.clone()
     without_image[:, 0], without_features[:, 1:] = 0, 0

@@ -34,7 +34,7 @@ def counted(segmenter: Segmenter) -> tuple[Segment, list[str]]:
     seen: list[str] = []
 
     def segment(scan: Scan) -> Segmented:
-        volume = scan.load().volume
+        volume = scan.load().channels[0]
         seen.append(scan.file)
         return Segmented(volume, Volume(segmenter.predict(volume), volume.affine))
 

@@ -212,7 +212,7 @@ def test_the_modality_is_the_manifests_or_the_tags_and_two_that_differ_are_refus
     run(capsys, tree, tmp_path / "by-tag", *words)
     series = read_series(sorted_slices(tree), 10**6)
     found = read_mask(tmp_path / "by-tag" / f"{GOOD}.nii.gz").array
-    np.testing.assert_array_equal(found, segmenter.predict(series.volume, "ct"))
+    np.testing.assert_array_equal(found, segmenter.predict(series.volume, modality="ct"))
 
     code, document, _ = run(capsys, tree, tmp_path / "against", *words, "--modality", "mr")
     reasons = {case["case"]: case["reason"] for case in document["cases"]}
@@ -227,7 +227,9 @@ def test_the_modality_is_the_manifests_or_the_tags_and_two_that_differ_are_refus
     assert (code, document["done"]) == (0, 2)
     for name, modality in (("a", "mr"), ("b", "ct")):
         found = read_mask(tmp_path / "listed" / f"{name}.nii.gz").array
-        np.testing.assert_array_equal(found, segmenter.predict(read_volume(tmp_path / f"{name}.nii.gz"), modality))
+        np.testing.assert_array_equal(
+            found, segmenter.predict(read_volume(tmp_path / f"{name}.nii.gz"), modality=modality)
+        )
 
 
 def test_codes_of_the_study_are_those_of_the_file(

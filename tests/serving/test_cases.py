@@ -36,7 +36,7 @@ def test_names_say_nothing_where_content_speaks(tmp_path: Path) -> None:
         ("export", False, 1), (str(ONE), True, 3),
     ]  # fmt: skip
     for scan in cases.scans:
-        np.testing.assert_array_equal(np.sort(scan.load().volume.array, axis=None), VOLUME.array.ravel())
+        np.testing.assert_array_equal(np.sort(scan.load().channels[0].array, axis=None), VOLUME.array.ravel())
 
 
 def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:

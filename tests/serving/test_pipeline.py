@@ -72,7 +72,7 @@ def test_as_many_scans_as_stated_are_in_hand_and_the_table_keeps_the_order_of_th
 
     def segment(scan: Scan) -> Segmented:
         nonlocal inside, most
-        volume = scan.load().volume
+        volume = scan.load().channels[0]
         with lock:
             inside += 1
             most = max(most, inside)
@@ -198,7 +198,7 @@ def test_what_is_done_when_the_service_goes_away_is_on_record(
         if scan.case == "case01":
             until(lambda: (tmp_path / "masks" / "case00.nii.gz").exists())
             raise ServiceError("gone")
-        volume = scan.load().volume
+        volume = scan.load().channels[0]
         return Segmented(volume, Volume(segmenter.predict(volume), volume.affine))
 
     with pytest.raises(ServiceError, match="gone"):

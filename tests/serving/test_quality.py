@@ -85,7 +85,7 @@ def test_how_sure_the_model_is_costs_passes_that_are_announced_and_gives_columns
     assert "--uncertainty: 3 passes over every volume instead of 1" in err
     assert (masks / "anna.nii.gz").read_bytes() == before
     scan = read_volume(scans / "anna.nii.gz")
-    _, expected = predict_uncertain(segmenter, prepare(scan, segmenter.spec.preparation, None))
+    _, expected = predict_uncertain(segmenter, prepare([scan], segmenter.spec.preparation, None))
     for suffix, array in (("entropy", expected.entropy_map), ("disagreement", expected.disagreement_map)):
         found = nib.load(masks / f"anna.{suffix}.nii.gz")
         np.testing.assert_array_equal(np.asarray(found.dataobj), array)

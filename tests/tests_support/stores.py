@@ -15,7 +15,7 @@ def prepared(seed: int = 0) -> Prepared:
     array = np.random.default_rng(seed).normal(size=(5, 6, 7)).astype(np.float32)
     affine = np.diag([1.0, 2.0, 1.5, 1.0])
     affine[:3, 3] = [-3.25, 1 / 3, 7]
-    return prepare(Volume(array, affine), Preparation((1.0, 1.0, 1.0), (8, 8, 8), "zscore"))
+    return prepare([Volume(array, affine)], Preparation((1.0, 1.0, 1.0), (8, 8, 8), "zscore"))
 
 
 def filled(store: FeatureStore) -> FeatureStore:

@@ -33,8 +33,9 @@ SETTINGS: dict[str, Any] = {
 
 def tiny_experiment(root: Path, **changes: Any) -> Experiment:
     """An experiment of seconds; `changes` replaces top-level sections or, for mappings, single keys of them."""
-    study = make_phantom_study(root / "study", spec=SPEC)
-    values: dict[str, Any] = {**SETTINGS, "study": str(study)}
+    values: dict[str, Any] = {**SETTINGS}
+    if "study" not in changes:
+        values["study"] = str(make_phantom_study(root / "study", spec=SPEC))
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return validate(Experiment, values, "tiny")
@@ -48,7 +49,7 @@ def fill_store(experiment: Experiment, root: Path) -> None:
 
 
 def _fill(experiment: Experiment, study: Study, store: FeatureStore) -> None:
-    extractor = build(experiment.features.extractor)
+    extractor = build(experiment.features.extractor, image_channels=study.image_channels)
     index = StudyIndex.of(study, extractor, experiment.features.dtype, store)
     for case in study.cases:
         keys = index.keys[case.id]
@@ -57,7 +58,7 @@ def _fill(experiment: Experiment, study: Study, store: FeatureStore) -> None:
         assert keys.label is not None
         assert keys.features is not None
         assert case.label is not None
-        prepared = prepare(read_volume(case.image), study.preparation, case.modality)
+        prepared = prepare(tuple(map(read_volume, case.images)), study.preparation, case.modality)
         features, stats = extract(extractor, prepared.unit)
         provenance = {"case": case.id}
         store.put_volume(keys.volume, prepared, provenance)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
+from dropgen.__main__ import main
 from dropgen.config import Experiment
 from dropgen.errors import ConfigError, StudyError
 from dropgen.features.studies.volume import read_mask, read_volume
@@ -20,6 +22,7 @@ from dropgen.platform.evaluation.touches import read_touches
 from dropgen.platform.tracking import fetch
 from dropgen.tuning.run import run
 from dropgen.tuning.stages import Stages
+from tests_support.channels import NAMES, two_channel_experiment
 from tests_support.tiny import tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,6 +90,31 @@ def test_a_study_becomes_a_registered_model_and_a_second_run_reuses_everything(
 
     Path(summary["report"]).unlink()
     assert run(experiment, root)["skipped"] == STAGES[:-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_study_of_two_channels_becomes_a_registered_model_that_segments_its_images(tmp_path: Path) -> None:
+    methods = [{"name": "erm"}, {"name": "dropgen", "p": 0.5}]
+    experiment = two_channel_experiment(
+        tmp_path, methods=methods, analyses=["dependence", "robustness", "extractors", "features", "slices"],
+        training={"steps": 4, "validate_every": 2},
+    )  # fmt: skip
+    summary = run(experiment, tmp_path)
+    jsonschema.validate(summary, schema("summary"))
+    assert {row["method"] for row in summary["table"]} == {"erm", "dropgen"}
+    assert [one["skipped"] for one in summary["analyses"]] == [None] * 5
+    bundle = fetch(tmp_path, "tiny")
+    assert read_json(bundle / "segmenter.json")["spec"]["channels"] == list(NAMES)
+    scans, masks = tmp_path / "scans", tmp_path / "masks"
+    shutil.copytree(tmp_path / "channels" / "imagesTs", scans)
+    assert main(["segment", str(scans), str(masks), "--bundle", str(bundle), "--root", str(tmp_path)]) == 0
+    images = {path.name.removesuffix("_0000.nii.gz") for path in scans.glob("*_0000.nii.gz")}
+    assert {path.name.removesuffix(".nii.gz") for path in masks.glob("*.nii.gz")} == images
+    segmented = Path(next(row for row in summary["table"] if row["trial"] == summary["champion"]["key"])["folder"])
+    for case in images:
+        evaluated = read_mask(segmented / "evaluation" / "masks" / f"{case}.nii.gz")
+        assert np.array_equal(read_mask(masks / f"{case}.nii.gz").array, evaluated.array)
 
 
 @pytest.mark.slow

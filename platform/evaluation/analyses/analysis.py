@@ -132,7 +132,7 @@ class Scene:
         """Every case from its files: prepared as the segmenter prepares it, and the truth on its own grid."""
         for case in cases:
             assert case.label is not None
-            prepared = prepare(read_volume(case.image), segmenter.spec.preparation, case.modality)
+            prepared = prepare(tuple(map(read_volume, case.images)), segmenter.spec.preparation, case.modality)
             yield case, prepared, read_mask(case.label).array
 
     def score(

@@ -23,7 +23,6 @@ from dropgen.platform.methods.joint import Joint
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.training.bench import Workbench
 
-WAYS: Mapping[str, slice] = {"full": slice(0, 0), "without_image": slice(0, 1), "without_features": slice(1, None)}
 SHOWN = {
     "full": "image and features",
     "without_image": "features alone, image zeroed",
@@ -72,13 +71,19 @@ def analyse(scene: Scene) -> Analysed:
     for model in scene.track(models, len(models)):
         segmenter = scene.load(model)
         bench = scene.bench.under(model.trial)
-        found = {way: without(bench, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
+        zeroed = ways(bench.study.image_channels)
+        found = {way: without(bench, segmenter, channels, cases) for way, channels in zeroed.items()}
         rows += [
             {"model": model.name, "input": way, "val_dice": value, "drop": found["full"] - value, "cases": len(cases)}
             for way, value in found.items()
         ]
     alone = {model.name: REFERENCES[model.row["method"]] for model in scene.models if model.row["method"] in REFERENCES}
     return Analysed(rows, _draw(rows, alone), _said(rows[references:], models))
+
+
+def ways(images: int) -> dict[str, slice]:
+    """The input channels that are zeroed each way, where the first so many are the image's."""
+    return {"full": slice(0, 0), "without_image": slice(0, images), "without_features": slice(images, None)}
 
 
 def without(bench: Workbench, segmenter: Segmenter, zeroed: slice, cases: Sequence[Case]) -> float:
@@ -98,11 +103,11 @@ def _draw(rows: Sequence[dict[str, Any]], alone: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(max(6.2, 1.6 + 1.15 * len(names)), 3.9), layout="constrained")
     axis = figure.subplots()
     for place, name in enumerate(names):
-        ways = [way for way in WAYS if (name, way) in values]
-        for index, way in enumerate(ways):
-            at = place + 0.27 * (index - (len(ways) - 1) / 2)
+        shown = [way for way in SHOWN if (name, way) in values]
+        for index, way in enumerate(shown):
+            at = place + 0.27 * (index - (len(shown) - 1) / 2)
             colour = COLOURS[alone.get(name, way)]
-            axis.bar(at, values[name, way], 0.25, color=colour, label=SHOWN[way] if len(ways) > 1 else None)
+            axis.bar(at, values[name, way], 0.25, color=colour, label=SHOWN[way] if len(shown) > 1 else None)
             axis.annotate(f"{values[name, way]:.0f}", (at, values[name, way]), (0, 2), textcoords="offset points",
                           ha="center", fontsize=8, color=INK)  # fmt: skip
     style_axis(axis)

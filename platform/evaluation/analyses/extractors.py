@@ -38,7 +38,7 @@ def analyse(scene: Scene) -> Analysed:
     cases = validation_cases(scene.bench.study, scene.bench.experiment.selection.rule)[:CASES]
     rows: list[dict[str, Any]] = []
     for case in scene.track(cases, len(cases)):
-        unit = np.array(scene.bench.stored(case)[0].unit[_middle(scene, case.id)])
+        unit = np.array(scene.bench.stored(case)[0].unit[:, *_middle(scene, case.id)])
         inside = _voxels(unit)
         for name, extractor in found.items():
             clean = rows_of(extractor, unit, inside)
@@ -54,9 +54,9 @@ def analyse(scene: Scene) -> Analysed:
     return Analysed(rows, figure, [*_said(rows, list(found)), *missing])
 
 
-def rows_of(extractor: Extractor, unit_xyz: np.ndarray, inside_xyz: np.ndarray) -> Tensor:
+def rows_of(extractor: Extractor, unit_mxyz: np.ndarray, inside_xyz: np.ndarray) -> Tensor:
     """Instance-normalised features of some voxels, `[n, C]`."""
-    raw = torch.from_numpy(extract(extractor, unit_xyz)[0])
+    raw = torch.from_numpy(extract(extractor, unit_mxyz)[0])
     return instance_norm(raw[None])[0][:, torch.from_numpy(inside_xyz)].T
 
 
@@ -72,32 +72,33 @@ def _extractors(scene: Scene) -> tuple[dict[str, Extractor], list[str]]:
     missing: list[str] = []
     for component in wanted:
         try:
-            found["image alone" if component.name in UNCHANGED else component.label] = build(component)
+            name = "image alone" if component.name in UNCHANGED else component.label
+            found[name] = build(component, image_channels=scene.bench.study.image_channels)
         except (ConfigError, WeightsError):
             missing.append(component.label)
     return found, [f"Not compared, because they cannot be built here: {', '.join(missing)}."] if missing else []
 
 
 def _middle(scene: Scene, case: str) -> tuple[slice, ...]:
-    shape = scene.bench.store.volume(scene.bench.index.keys[case].volume).unit.shape
+    shape = scene.bench.store.volume(scene.bench.index.keys[case].volume).shape
     return tuple(slice((size - min(size, EDGE)) // 2, (size + min(size, EDGE)) // 2) for size in shape)
 
 
-def _voxels(unit_xyz: np.ndarray) -> np.ndarray:
-    """Voxels that are not background, at most `VOXELS` of them, drawn by a seed of their own; bool."""
-    places = np.flatnonzero(unit_xyz > 0)
+def _voxels(unit_mxyz: np.ndarray) -> np.ndarray:
+    """Voxels that are not background, at most `VOXELS` of them, drawn by a seed of their own; bool `[X, Y, Z]`."""
+    places = np.flatnonzero((unit_mxyz > 0).any(axis=0))
     if len(places) > VOXELS:
         places = np.random.default_rng(SEED).choice(places, VOXELS, replace=False)
-    inside = np.zeros(unit_xyz.shape, bool)
+    inside = np.zeros(unit_mxyz.shape[1:], bool)
     inside.flat[places] = True
     return inside
 
 
-def _changed(unit_xyz: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:
+def _changed(unit_mxyz: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:
     for level in GAMMAS:
-        yield "gamma", level, gamma(unit_xyz, level)
+        yield "gamma", level, gamma(unit_mxyz, level)
     for level in BIASES:
-        field = biased(unit_xyz, level, SEED)
+        field = biased(unit_mxyz, level, SEED)
         yield "bias", level, field / max(float(field.max()), 1.0)
 
 

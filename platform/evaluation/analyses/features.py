@@ -34,7 +34,8 @@ def analyse(scene: Scene) -> Analysed:
     """
     if scene.bench.extractor is None:
         raise NothingToAnalyseError("no method of the experiment reads features")
-    extractor = build(scene.bench.experiment.features.extractor, scene.device)
+    channels = scene.bench.study.image_channels
+    extractor = build(scene.bench.experiment.features.extractor, scene.device, channels)
     seen: list[Any] = []
     cases = _cases(scene)
     spreads: dict[str, Tensor] = {}
@@ -48,12 +49,13 @@ def analyse(scene: Scene) -> Analysed:
     planes: list[Any] = []
     colours: list[np.ndarray] = []
     for case, prepared, label, values in seen:
-        view = View.on(Volume(np.asarray(prepared.unit), prepared.grid.affine))
+        image = np.asarray(prepared.unit[0])
+        view = View.on(Volume(image, prepared.grid.affine))
         place = int(np.argmax(np.count_nonzero(label, axis=view.others)))
         scores = torch.einsum("cxyz,ck->kxyz", values - mean_c[:, None, None, None], axes_c3).numpy()
         colours.append(np.stack([view.cut(score, place) for score in scores], axis=-1))
         singles = {f"channel {c}": view.cut(values[c].numpy(), place) for c in shown}
-        planes.append((case, view, view.cut(np.asarray(prepared.unit), place), singles))
+        planes.append((case, view, view.cut(image, place), singles))
     figure = _draw(planes, _rgb(colours), extractor.name)
     rows: list[dict[str, Any]] = [
         {"what": "component", "index": index, "case": "", "value": value} for index, value in enumerate(explained)

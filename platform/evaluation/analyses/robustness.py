@@ -53,32 +53,33 @@ def analyse(scene: Scene) -> Analysed:
     return Analysed(rows, level_lines(panels, methods), _said(rows, models))
 
 
-def gamma(unit_xyz: np.ndarray, level: float) -> np.ndarray:
+def gamma(unit_mxyz: np.ndarray, level: float) -> np.ndarray:
     """x^exp(level); 0 and 1 stay."""
-    return np.asarray(unit_xyz ** np.float32(np.exp(level)))
+    return np.asarray(unit_mxyz ** np.float32(np.exp(level)))
 
 
-def biased(unit_xyz: np.ndarray, level: float, seed: int) -> np.ndarray:
-    """x exp(field), the coefficients of the field drawn from U(0, level)."""
+def biased(unit_mxyz: np.ndarray, level: float, seed: int) -> np.ndarray:
+    """x exp(field), the coefficients of the field drawn from U(0, level); one field for all channels."""
     field = RandBiasField(prob=1.0, degree=DEGREE, coeff_range=(0.0, level))
     field.set_random_state(seed=seed)
-    changed: np.ndarray = np.asarray(field(torch.from_numpy(np.array(unit_xyz[None]))))[0]
+    changed: np.ndarray = np.asarray(field(torch.from_numpy(np.array(unit_mxyz))))
     return changed
 
 
 def corrupted(prepared: Prepared, change: Callable[[np.ndarray], np.ndarray]) -> Prepared:
-    """A prepared volume of other intensities, on the range of the clean ones.
+    """A prepared image of other intensities, every channel on the range of its clean ones.
 
-    The network's own channel follows as its intensity rule would: shift and scale move with mean and SD where they are
-    a z-score's.
+    The network's own channels follow as their intensity rules would: shift and scale move with mean and SD where they
+    are a z-score's.
     """
-    clean = np.asarray(prepared.unit)
-    unit = _ranged(change(clean), float(clean.min()), float(clean.max()))
-    if (prepared.shift, prepared.scale) == (0.0, 1.0):
-        return replace(prepared, unit=unit)
-    shift = prepared.shift + float(unit.mean(dtype=np.float64) - clean.mean(dtype=np.float64))
-    scale = prepared.scale * float(unit.std(dtype=np.float64) / clean.std(dtype=np.float64))
-    return replace(prepared, unit=unit, shift=shift, scale=scale)
+    clean, shift, scale = np.asarray(prepared.unit), list(prepared.shift), list(prepared.scale)
+    unit = np.array(change(clean))
+    for channel, (old, new) in enumerate(zip(clean, unit, strict=True)):
+        new[:] = _ranged(new, float(old.min()), float(old.max()))
+        if (shift[channel], scale[channel]) != (0.0, 1.0):
+            shift[channel] += float(new.mean(dtype=np.float64) - old.mean(dtype=np.float64))
+            scale[channel] *= float(new.std(dtype=np.float64) / old.std(dtype=np.float64))
+    return replace(prepared, unit=unit, shift=tuple(shift), scale=tuple(scale))
 
 
 def _ranged(unit: np.ndarray, low: float, high: float) -> np.ndarray:

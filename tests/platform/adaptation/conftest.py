@@ -16,7 +16,7 @@ from tests_support.segmenters import make_segmenter
 def volume(shape: tuple[int, int, int], seed: int = 0) -> Prepared:
     noise = np.random.default_rng(seed).normal(size=shape)
     array = gaussian_filter(noise, 1).astype(np.float32)
-    return prepare(Volume(array, np.eye(4)), make_segmenter(Component.of("erm")).spec.preparation)
+    return prepare([Volume(array, np.eye(4))], make_segmenter(Component.of("erm")).spec.preparation)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_the_masks_are_those_of_the_method_that_the_summary_names(bench: Workben
     segmenter = loaded(bench, chosen["label"])
     for case in bench.study.split("test"):
         written = read_mask(folder / "masks" / f"{case.id}.nii.gz").array
-        np.testing.assert_array_equal(written, segmenter.predict(read_volume(case.image), case.modality))
+        np.testing.assert_array_equal(written, segmenter.predict(read_volume(case.image), modality=case.modality))
     tried = {"tent": 2, "sfb": 3, "alpha": 11}[adapt.name] * len(bench.study.split("val"))
     assert told == [(done, tried + summary["cases"]) for done in range(1, tried + summary["cases"] + 1)]
     assert set(summary["domains"]) == {case.domain for case in bench.study.split("test")}

@@ -93,7 +93,7 @@ def test_the_temperature_divides_the_stable_logits(erm: Segmenter, rep_only: Seg
 def test_calibration_fits_the_stable_model_and_respects_a_given_temperature(
     erm: Segmenter, rep_only: Segmenter, prepared: Prepared
 ) -> None:
-    label = np.random.default_rng(0).integers(0, 3, prepared.unit.shape).astype(np.uint8)
+    label = np.random.default_rng(0).integers(0, 3, prepared.shape).astype(np.uint8)
     cases = [(Target(erm, rep_only, prepared), label)]
     expected = fit_temperature([rep_only.logits(prepared)], [torch.from_numpy(label)])
     assert Sfb().calibrated(cases).temperature == pytest.approx(expected, rel=1e-2)

@@ -23,7 +23,7 @@ from dropgen.platform.training.losses import truth_of
 
 CLASSES = ("background", "organ", "vessel")
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
-CASE = Case("c", "p", "new", None, "test", Path("c"), Path("c"))
+CASE = Case("c", "p", "new", None, "test", (Path("c"),), Path("c"))
 DISJOINT = {"regions": ((1,), (2,)), "regions_class_order": (1, 2)}
 NESTED = {"regions": ((1, 2), (2,)), "regions_class_order": (1, 2)}
 

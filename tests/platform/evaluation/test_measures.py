@@ -18,7 +18,7 @@ AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
 
 
 def case(subject: str = "p", domain: str = "new", name: str = "c") -> Case:
-    return Case(name, subject, domain, None, "test", Path(name), Path(name))
+    return Case(name, subject, domain, None, "test", (Path(name),), Path(name))
 
 
 def study(**options: Any) -> Study:

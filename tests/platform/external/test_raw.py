@@ -12,7 +12,7 @@ from dropgen.features.studies.labelling import labelling_of
 from dropgen.features.studies.phantom import make_phantom_study
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume
-from dropgen.platform.external.raw import channel_name, place_images, write_dataset, write_split
+from dropgen.platform.external.raw import channel_names, place_images, write_dataset, write_split
 from tests_support.tiny import SPEC
 
 
@@ -47,7 +47,7 @@ def test_compressed_files_are_linked_and_others_compressed_byte_for_byte(study: 
     first, second = study.split("train")[:2]
     plain = tmp_path / "plain.nii"
     plain.write_bytes(gzip.decompress(second.image.read_bytes()))
-    place_images(tmp_path / "images", [first, replace(second, image=plain)])
+    place_images(tmp_path / "images", [first, replace(second, images=(plain,))])
     linked, copied = (tmp_path / "images" / f"{case.id}_0000.nii.gz" for case in (first, second))
     assert linked.is_symlink()
     assert linked.resolve() == first.image.resolve()
@@ -94,7 +94,7 @@ def test_training_volumes_in_hounsfield_units_are_normalised_as_ct(
     study: Study, intensity: str | dict[str, str], modality: str | None, expected: str
 ) -> None:
     cases = tuple(replace(case, modality=modality) for case in study.cases)
-    assert channel_name(replace(study, intensity=intensity, cases=cases)) == expected
+    assert channel_names(replace(study, intensity=intensity, cases=cases)) == (expected,)
 
 
 def test_the_split_is_one_fold_of_the_studys_own(study: Study, tmp_path: Path) -> None:

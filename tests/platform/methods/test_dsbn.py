@@ -337,7 +337,7 @@ def test_a_segmenter_asks_the_method_for_the_whole_volume() -> None:
             generator = torch.Generator().manual_seed(position)
             norm.branches[1].running_mean.normal_(generator=generator)  # the branches begin as copies
     image = np.random.default_rng(0).normal(size=(20, 24, 16)).astype(np.float32)
-    prepared = prepare(Volume(image, np.eye(4)), forced[0].spec.preparation)
+    prepared = prepare([Volume(image, np.eye(4))], forced[0].spec.preparation)
     logits = {select: segmenter.logits(prepared) for select, segmenter in forced.items()}
     assert not torch.equal(logits[0], logits[1])
     assert any(torch.equal(logits["stats"], logits[select]) for select in (0, 1))

@@ -11,7 +11,7 @@ from torch import nn
 from dropgen.errors import NothingToAnalyseError
 from dropgen.features.studies.study import validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Scene
-from dropgen.platform.evaluation.analyses.dependence import WAYS, Without, analyse, without
+from dropgen.platform.evaluation.analyses.dependence import Without, analyse, ways, without
 
 
 def first(network: nn.Module) -> nn.Conv3d:
@@ -25,7 +25,7 @@ def drops(scene: Scene, ignored: slice) -> dict[str, float]:
     with torch.no_grad():
         first(segmenter.network).weight[:, ignored] = 0
     cases = validation_cases(scene.bench.study, "target_validation")
-    found = {way: without(scene.bench, segmenter, zeroed, cases) for way, zeroed in WAYS.items()}
+    found = {way: without(scene.bench, segmenter, zeroed, cases) for way, zeroed in ways(1).items()}
     return {way: found["full"] - value for way, value in found.items()}
 
 
@@ -52,7 +52,7 @@ def test_without_the_image_is_the_same_as_a_zero_image_with_the_true_features(sc
     blind = torch.cat((torch.zeros_like(u[:, :1]), u[:, 1:]), dim=1)
     kept = u.clone()
     with torch.no_grad():
-        assert torch.equal(Without(network, WAYS["without_image"])(u), network(blind))
+        assert torch.equal(Without(network, ways(1)["without_image"])(u), network(blind))
     assert torch.equal(u, kept)
 
 

@@ -26,7 +26,7 @@ def test_the_image_alone_is_told_by_its_own_correlation() -> None:
     image = np.random.default_rng(0).random((12, 12, 12), dtype=np.float32)
     inside = image > 0.1
     extractor = build(Component.of("identity"))
-    cka = linear_cka(rows_of(extractor, image, inside), rows_of(extractor, image**2, inside))
+    cka = linear_cka(rows_of(extractor, image[None], inside), rows_of(extractor, image[None] ** 2, inside))
     assert cka == pytest.approx(np.corrcoef(image[inside], image[inside] ** 2)[0, 1] ** 2, abs=1e-5)
 
 

@@ -7,10 +7,11 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropgen.features.studies.prepare import prepare
+from dropgen.features.studies.prepare import network_scale, prepare
 from dropgen.features.studies.volume import read_volume
 from dropgen.platform.evaluation.analyses.analysis import Scene
 from dropgen.platform.evaluation.analyses.robustness import analyse, biased, corrupted, gamma
@@ -31,12 +32,12 @@ def test_gamma_keeps_0_and_1_and_the_order(level: float) -> None:
 
 
 def test_a_field_of_level_0_and_a_gamma_of_0_change_nothing() -> None:
-    assert np.array_equal(biased(unit(), 0.0, seed=3), unit())
+    assert np.array_equal(biased(unit()[None], 0.0, seed=3)[0], unit())
     assert np.array_equal(gamma(unit(), 0.0), unit())
 
 
 def test_a_seed_is_one_field_and_another_seed_another() -> None:
-    one, again, other = (biased(unit(), 0.3, seed) for seed in (1, 1, 2))
+    one, again, other = (biased(unit()[None], 0.3, seed) for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.allclose(one, other)
 
@@ -45,7 +46,7 @@ def test_a_seed_is_one_field_and_another_seed_another() -> None:
 @given(st.floats(0.05, 0.5), st.integers(0, 100))
 def test_the_range_after_a_field_is_that_of_the_clean_image(scene: Scene, level: float, seed: int) -> None:
     case = scene.test_cases[0]
-    clean = prepare(read_volume(case.image), scene.bench.study.preparation, case.modality)
+    clean = prepare([read_volume(case.image)], scene.bench.study.preparation, case.modality)
     changed = corrupted(clean, lambda values: biased(values, level, seed))
     assert (changed.unit.min(), changed.unit.max()) == pytest.approx((clean.unit.min(), clean.unit.max()), abs=1e-6)
     assert not np.array_equal(changed.unit, clean.unit)
@@ -54,9 +55,9 @@ def test_the_range_after_a_field_is_that_of_the_clean_image(scene: Scene, level:
 def test_a_z_score_stays_a_z_score(scene: Scene) -> None:
     case = scene.test_cases[0]
     rule = dataclasses.replace(scene.bench.study.preparation, intensity="zscore")
-    clean = prepare(read_volume(case.image), rule, case.modality)
+    clean = prepare([read_volume(case.image)], rule, case.modality)
     changed = corrupted(clean, lambda values: gamma(values, 0.6))
-    channels = [(one.unit - one.shift) / one.scale for one in (clean, changed)]
+    channels = [network_scale(torch.from_numpy(one.unit)[None], [one]).numpy() for one in (clean, changed)]
     assert channels[1].mean() == pytest.approx(channels[0].mean(), abs=1e-3)
     assert channels[1].std() == pytest.approx(channels[0].std(), rel=1e-3)
     same = corrupted(clean, lambda values: values)
