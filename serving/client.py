@@ -81,7 +81,11 @@ class Client:
         try:
             model = answer.json()["model"]
             regions = tuple(map(tuple, model["regions"]))
-            told = {"classes": tuple(model["classes"]), "regions": regions, "channels": tuple(model.get("channels", ()))}
+            told = {
+                "classes": tuple(model["classes"]),
+                "regions": regions,
+                "channels": tuple(model.get("channels", ())),
+            }
             return Model(**{**model, **told})
         except (ValueError, KeyError, TypeError):
             raise ServiceError(

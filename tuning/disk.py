@@ -29,9 +29,7 @@ def weight_bytes(bench: Workbench, component: Component) -> int:
     method = build_method(component)
     channels = bench.extractor.channels if bench.extractor is not None and method.needs_features else 0
     study = bench.study
-    network = build_network(
-        bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels
-    )
+    network = build_network(bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels)
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 

@@ -176,7 +176,11 @@ def _unopened(experiment: Experiment, planned: Plan, study: Study, root: Path) -
     notes: list[str] = []
     features = experiment.features
     methods = [build_method(method) for method in planned.methods]
-    extractor = build_extractor(features.extractor, image_channels=study.image_channels) if any(one.needs_features for one in methods) else None
+    extractor = (
+        build_extractor(features.extractor, image_channels=study.image_channels)
+        if any(one.needs_features for one in methods)
+        else None
+    )
     store = FeatureStore.of(features, root, remembers=False)
     storing = features.source != "online" and extractor is not None and any(map(leaves_source_open, methods))
     choice = None

@@ -163,9 +163,7 @@ def _read(case: Case, study: Study) -> tuple[tuple[Volume, ...], Volume]:
     require_one_grid(channels, study.channels)
     if difference := geometry.grid_difference(mask, channels[0].array.shape, channels[0].affine):
         raise VolumeError(f"label is not on the image's grid: {difference}")
-    return channels, (
-        mask if study.ignore is None else Volume(mask.array * (mask.array != study.ignore), mask.affine)
-    )
+    return channels, (mask if study.ignore is None else Volume(mask.array * (mask.array != study.ignore), mask.affine))
 
 
 def _inner_shape(filled: np.ndarray) -> tuple[int, ...]:

@@ -125,7 +125,9 @@ class Grid:
     @property
     def inner(self) -> tuple[slice, ...]:
         """Where the resampled voxels lie in the prepared array; all around is 0."""
-        return tuple(slice(before, before + size) for (before, _), size in zip(self.padding, self.resampled_shape, strict=True))
+        return tuple(
+            slice(before, before + size) for (before, _), size in zip(self.padding, self.resampled_shape, strict=True)
+        )
 
     def restore(self, mask: np.ndarray) -> np.ndarray:
         """Puts a mask of the prepared grid back on the native one.

@@ -76,7 +76,9 @@ class Dsbn(Method):
         Raises:
             ConfigError: The predictor is no flat UNet.
         """
-        return DualNormUNet(require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels))), self.select)
+        return DualNormUNet(
+            require_unet(self.name, predictor(self.in_channels(feature_channels, image_channels))), self.select
+        )
 
     def predict(self, network: nn.Module, over_windows: OverWindows[T]) -> T:
         """What the branch predicts that is closest to the volume, by `DualNorm.distance` averaged over its windows."""

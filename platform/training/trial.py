@@ -131,9 +131,7 @@ def _parts(bench: Workbench, trial: Trial, method: Method, workers: Workers, dev
     extractor = bench.extractor if method.needs_features else None
     channels = extractor.channels if extractor else 0
     study = bench.study
-    network = build_network(
-        bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels
-    )
+    network = build_network(bench.experiment.network, method, channels, study.labelling.outputs, study.image_channels)
     method.initialise(network)
     segmenter = Segmenter(segmenter_spec(bench, trial), network, method, extractor, device)
     return segmenter, make_batches(bench, trial, method, channels, workers, device)

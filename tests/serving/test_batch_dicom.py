@@ -227,7 +227,9 @@ def test_the_modality_is_the_manifests_or_the_tags_and_two_that_differ_are_refus
     assert (code, document["done"]) == (0, 2)
     for name, modality in (("a", "mr"), ("b", "ct")):
         found = read_mask(tmp_path / "listed" / f"{name}.nii.gz").array
-        np.testing.assert_array_equal(found, segmenter.predict(read_volume(tmp_path / f"{name}.nii.gz"), modality=modality))
+        np.testing.assert_array_equal(
+            found, segmenter.predict(read_volume(tmp_path / f"{name}.nii.gz"), modality=modality)
+        )
 
 
 def test_codes_of_the_study_are_those_of_the_file(
