@@ -272,9 +272,10 @@ def structure_problems(study: Study) -> list[str]:
     for same in _groups(study.cases, [case.id.casefold() for case in study.cases]):
         problems.append(f"case {same[0].id}: {len(same)} cases have this id, upper and lower case being the same")
     owners: dict[Path, str] = {}
-    for case, image in ((case, image) for case in study.cases for image in case.images):
-        if (owner := owners.setdefault(image, case.id)) != case.id or case.images.count(image) > 1:
-            problems.append(f"case {case.id}: image {image} is already the image of case {owner}")
+    for case in study.cases:
+        for place, image in enumerate(case.images):
+            if (owner := owners.setdefault(image, case.id)) != case.id or image in case.images[:place]:
+                problems.append(f"case {case.id}: image {image} is already the image of case {owner}")
     for subject in sorted({case.subject for case in study.cases}):
         splits = sorted({case.split for case in study.cases if case.subject == subject})
         if len(splits) > 1:

@@ -12,7 +12,7 @@ import pytest
 from dropgen.__main__ import main
 from dropgen.config import Component
 from dropgen.errors import ConfigError
-from dropgen.features.studies.volume import Volume, read_mask, write_volume
+from dropgen.features.studies.volume import Volume, read_mask, read_volume, write_volume
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
 from dropgen.serving.cases import find_cases
@@ -39,7 +39,7 @@ def noise(seed: int) -> Volume:
 def write(path: Path, seed: int) -> Volume:
     volume = noise(seed)
     write_volume(path, volume.array, volume.affine)
-    return volume
+    return read_volume(path)  # a file's affine is float32
 
 
 def test_a_folder_in_nnunets_names_is_segmented_case_by_case(

@@ -1,4 +1,4 @@
-"""The phantom in two channels, as nnU-Net writes them: every image, and beside it the same with its contrast inverted."""
+"""The phantom in two channels, as nnU-Net writes them: every image, and beside it the same in inverted contrast."""
 
 from __future__ import annotations
 
