@@ -24,7 +24,6 @@ POLL_SECONDS = 0.2
 TELL_SECONDS = 15.0
 PATIENT = {"RAY_gcs_server_port_wait_time_s": "600", "RAY_worker_register_timeout_seconds": "600"}  # instead of 30, 60
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-LOGS = "/tmp/ray/session_latest/logs"
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def _wait(ask: Any, began: float, *node: Any) -> Any:
             if not any(_is_raylet(child) for child in psutil.Process().children()):
                 raise ResourceError(
                     f"Ray's node died while it started, on a machine with a load of {os.getloadavg()[0]:.0f} and "
-                    f"{os.cpu_count()} processors; {LOGS}/raylet.out says of what"
+                    f"{os.cpu_count()} processors; raylet.out says of what, in Ray's session_latest/logs"
                 ) from error
         if (now := time.monotonic()) - told >= TELL_SECONDS:
             told = now
