@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo theory test lint clean
+.PHONY: install demo theory test nightly lint clean
 
 install: $(STAMP)
 
@@ -25,6 +25,9 @@ theory: install
 
 test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+nightly: install
+	@$(BIN)/python -m pytest -m nightly $(PYTEST)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from dropgen.manifest import Manifest
 from dropgen.platform.training.auto import settle
 from dropgen.platform.training.bench import Workbench, trials_of
 from dropgen.platform.training.distributed import train_distributed
+from dropgen.platform.training.inexact import warn_of_inexact
 from dropgen.platform.training.loop import Progress
 from dropgen.platform.training.trial import finished, run_trial
 from dropgen.platform.training.workers import Workers
@@ -71,6 +72,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     trials = choose_trials(experiment, arguments.method, arguments.seed)
     settle(experiment, arguments.root)
     bench = Workbench.open(experiment, arguments.root)
+    warn_of_inexact(bench, trials)
     results = []
     record = Manifest(arguments.root / experiment.name / "train.manifest.json", "train", to_json(experiment))
     with record.running(), progress("steps") as bars:

@@ -29,8 +29,9 @@ from dropgen.features.studies.study import load_study
 from dropgen.manifest import Manifest
 from dropgen.platform.external import trained_here
 from dropgen.platform.tracking import register as register_bundle
-from dropgen.platform.train import Workbench
+from dropgen.platform.train import Workbench, trials_of
 from dropgen.platform.training.auto import settle
+from dropgen.platform.training.inexact import warn_of_inexact
 from dropgen.tuning.choice import PROPOSED, champion, choose
 from dropgen.tuning.disk import Disk
 from dropgen.tuning.record import Record
@@ -82,6 +83,7 @@ def search(
     with exclusive(root / experiment.name / "search.lock"), manifest.running():
         if bench.choice is not None:
             bench.choice.note(manifest)
+        warn_of_inexact(bench, trials_of(bench.experiment))
         record = Record(bench)
         disk = Disk(bench, experiment.search.concurrent, lambda: left(bench, planned))
         failures = _train_all(bench, planned, record, disk, address, deadline)

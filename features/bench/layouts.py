@@ -54,6 +54,11 @@ def write_chunks(folder: Path, features_cxyz: np.ndarray, crop: int) -> None:
     zarr.create_array(store=str(folder), data=features_cxyz, chunks=chunks, compressors=None)
 
 
+def write_default(folder: Path, features_cxyz: np.ndarray, crop: int) -> None:
+    """Zarr v3 as it is when nothing is named: its automatic chunks, its default compressor."""
+    zarr.create_array(store=str(folder), data=features_cxyz)
+
+
 def write_shards(folder: Path, features_cxyz: np.ndarray, crop: int) -> None:
     """Zarr v3, one shard, its inner chunks compressed with zstd at Zarr's own level."""
     channels, *volume = features_cxyz.shape

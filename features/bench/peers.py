@@ -75,6 +75,7 @@ def all_peers(channels: int) -> tuple[Peer, ...]:
         Peer("dropgen int8", layouts.write_store_int8, all_of, dtype="int8"),
         Peer(f"dropgen int8, {some}", layouts.write_store_int8, some_of, step=DROPPED, dtype="int8"),
         Peer("zarr, chunks", layouts.write_chunks, partial(_open_zarr, pipeline=BATCHED)),
+        Peer("zarr, default layout", layouts.write_default, partial(_open_zarr, pipeline=BATCHED)),
         Peer("zarr, shard zstd", layouts.write_shards, partial(_open_zarr, pipeline=BATCHED)),
         Peer("zarr fused, chunks", layouts.write_chunks, partial(_open_zarr, pipeline=FUSED), _needs(FUSED)),
         Peer("zarr fused, shard zstd", layouts.write_shards, partial(_open_zarr, pipeline=FUSED), _needs(FUSED)),

@@ -16,6 +16,7 @@ from dropgen.errors import ResourceError
 from dropgen.platform.evaluation.charts import INK, METHOD_COLOURS, MUTED, style_axis
 from dropgen.platform.evaluation.replay import Row, compare_geometry, exact, mean_over
 from dropgen.platform.training.bench import Workbench
+from dropgen.platform.training.inexact import inexact
 
 FOLDER = "analyses"
 Value = Callable[[Row], float]
@@ -87,11 +88,8 @@ def sentences(rows: Sequence[Row], extractor: str, orientation: bool, affine: bo
         )
     elif turned:
         error, cka = (sum(getattr(row, name) for row in turned) / len(turned) for name in ("mean_error", "cka"))
-        said.append(
-            f"{extractor} has no exact symmetry: after a flip or a quarter turn stored features are {error:.2f} "
-            f"standard deviations from those of the moved image on average, with CKA {cka:.3f}; features.source = "
-            "online computes them from the moved image instead."
-        )
+        far = f"{error:.2f} standard deviations from those of the moved image on average, with CKA {cka:.3f}"
+        said.append(inexact(extractor, far))
     for amount, kind, how in ((45.0, "rotation", "Rotated by 45°"), (0.8, "scaling", "Scaled by 0.8")):
         if any(row.kind == kind for row in rows):
             error, cka = (mean_over(rows, value, kind, amount) for value in (_mean_error, _cka))

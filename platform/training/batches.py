@@ -71,10 +71,11 @@ class Batches:
         if self.method.needs_features:
             if self.stored:
                 features = torch.stack([values for _, _, values in read if values is not None])
+                survivors = kept[:, -features.shape[1] :]  # the others are zero, and the norm would leave them so
+                features[survivors] = instance_norm(features[survivors][None])[0]
             else:
                 assert self.extractor is not None
-                features = self.extractor(units)
-            features = instance_norm(features)
+                features = instance_norm(self.extractor(units))
         strength = torch.tensor([sample.strength for sample in samples], device=self.device)
         image = network_scale(units, [self.store.volume(self.keys[sample.case].volume) for sample in samples])
         return Batch(image, labels, features, kept, samples[0].noise_seed, strength)

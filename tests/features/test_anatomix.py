@@ -98,6 +98,16 @@ def test_fingerprint_changes_with_the_tap(weights: Path) -> None:
     assert Anatomix(str(weights), 59).fingerprint != Anatomix(str(weights), 65).fingerprint
 
 
+def test_fingerprint_changes_with_one_weight(weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    path = tmp_path / weights.name  # the file holds its own name, so another one would be another hash
+    torch.save(state, path)
+    assert Anatomix(str(path)).fingerprint == Anatomix(str(weights)).fingerprint
+    next(value for value in state.values() if value.ndim == 5)[0, 0, 0, 0, 0] += 1e-3
+    torch.save(state, path)
+    assert Anatomix(str(path)).fingerprint != Anatomix(str(weights)).fingerprint
+
+
 def test_unknown_options_and_names_suggest_the_closest(weights: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'weights'"):
         build(Component.of("anatomix", weight=str(weights)))

@@ -51,8 +51,8 @@ def test_a_row_has_its_raw_times_or_a_reason(rows: list[dict[str, Any]]) -> None
 
 def test_peers_without_optional_packages_are_always_measured(rows: list[dict[str, Any]]) -> None:
     warm = {row["peer"] for row in rows if row["cache"] == "warm" and not row["unavailable"]}
-    assert {"numpy memmap", "dropgen", "dropgen, 2 of 8 channels", "zarr, chunks", "zarr, shard zstd",
-            "MONAI PersistentDataset"} <= warm  # fmt: skip
+    assert {"numpy memmap", "dropgen", "dropgen, 2 of 8 channels", "zarr, chunks", "zarr, default layout",
+            "zarr, shard zstd", "MONAI PersistentDataset"} <= warm  # fmt: skip
 
 
 def test_an_uncompressed_layout_takes_its_voxels_on_disk_and_little_more(rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,8 @@ from dropgen.features.store.entry import COMMIT
 from dropgen.features.studies.prepare import prepare, prepare_label
 from dropgen.features.studies.study import Study, load_study
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask, write_volume
+from tests_support.disks import small_disk
+from tests_support.stores import leftovers
 
 if TYPE_CHECKING:
     from conftest import StudyFolder
@@ -98,11 +100,16 @@ def test_what_is_stored_is_what_is_computed_here_and_only_what_is_missing_is_com
     assert without["extractor_busy"] is None
     for case in study.cases:
         assert_stored(study, case.id, store)
-    made = store.provenance("features", StudyIndex.of(study, Mind(), "float16").keys["two"].features)
-    assert made["case"] == "two"
-    assert made["source"] == str(study.cases[1].image)
-    assert made["extractor"] == Mind().fingerprint
-    assert {"who", "when", "version", "commit"} <= made.keys()
+    two, keys = study.cases[1], StudyIndex.of(study, Mind(), "float16").keys["two"]
+    made = {kind: store.provenance(kind, key) for kind, key in keys.entries()}
+    assert {kind: origin["source"] for kind, origin in made.items()} == {
+        "volumes": str(two.image), "labels": str(two.label), "features": str(two.image)
+    }  # fmt: skip
+    for origin in made.values():
+        assert origin["case"] == "two"
+        assert {"who", "when", "version", "commit"} <= origin.keys()
+    assert made["labels"]["volume"] == made["features"]["volume"] == keys.volume
+    assert made["features"]["extractor"] == Mind().fingerprint
 
     mask = read_mask(study.cases[1].label)
     write_mask(study.cases[1].label, 1 - mask.array, mask.affine)
@@ -225,6 +232,20 @@ def test_a_killed_driver_goes_on_where_it_was(tiny: StudyFolder, tmp_path: Path)
     assert not list(store.folder.glob("*/.*"))
     for case in study.cases:
         assert_stored(study, case.id, store)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_disk_that_fills_up_under_a_worker_is_one_sentence_with_the_case(tiny: StudyFolder, tmp_path: Path) -> None:
+    study = load_study(tiny.write(), tmp_path)
+    # Room for the bytes, which is looked at beforehand, but not for the files of three cases.
+    with small_disk(tmp_path / "small", "size=16m,nr_inodes=50") as root:
+        with pytest.raises(ResourceError, match=r"cannot write \w+/\w+ \(case (one|two|three)\).*No space left"):
+            precompute(experiment(tmp_path / "study.yaml"), study, root)
+        store = FeatureStore(root / "store")
+        assert not leftovers(store)
+        for entry in store.everything():
+            store.verify(*entry)
 
 
 def test_a_disk_that_cannot_hold_the_study_is_refused_with_numbers(tiny: StudyFolder, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from dropgen.errors import ResourceError
 from dropgen.features.store import FeatureStore
 from dropgen.features.store.entry import COMMIT
+from tests_support.disks import small_disk
 from tests_support.stores import filled, leftovers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -138,15 +139,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "size=256k") as folder:
+        yield folder
 
 
 def test_a_full_disk_costs_the_entry_that_did_not_fit_and_nothing_else(full_disk: Path) -> None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from dropgen.config import Component
+from dropgen.features.extractors import instance_norm
+from dropgen.features.extractors.identity import Identity
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.store.compact import decode, encode
 from dropgen.features.symmetry import IDENTITY, SYMMETRIES, AxisSymmetry
+from dropgen.features.unet import UNet
 from dropgen.platform.methods import build
+from dropgen.platform.methods.batch import Batch
 from dropgen.platform.methods.dropgen import DropGen
 from dropgen.platform.train import Workbench
 from dropgen.platform.training.augment import add_noise, warp
 from dropgen.platform.training.batches import Batches, Prefetched
+from dropgen.platform.training.losses import dice_ce
 from dropgen.platform.training.plan import Sample, SamplePlan
 from tests_support.tiny import tiny_bench
 
@@ -27,6 +37,12 @@ CHANNELS = 12
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return tiny_bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """Its stored features are the image itself."""
+    return tiny_bench(tmp_path_factory.mktemp("plain"), features={"extractor": {"name": "identity"}})
 
 
 def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: object) -> Batches:
@@ -39,6 +55,11 @@ def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: ob
     augmentation = bench.experiment.training.augmentation.model_copy(update={"intensity": False} | changes)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
     return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), stored, augmentation, "cpu")
+
+
+def moving(maker: Batches) -> Batches:
+    """The same, every sample under a symmetry and an affine map."""
+    return dataclasses.replace(maker, plan=dataclasses.replace(maker.plan, affine=True, probability=1.0))
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -81,7 +102,7 @@ def test_beyond_a_stored_crop_lies_the_extractors_response_to_background(bench: 
     assert (features[:, 6:10, 6:10, 6:10] < 0.9).any()
 
 
-@pytest.mark.parametrize("symmetry", SYMMETRIES[::5], ids=str)
+@pytest.mark.parametrize("symmetry", SYMMETRIES, ids=str)
 def test_a_replayed_symmetry_gives_the_features_of_the_turned_volume(bench: Workbench, symmetry: AxisSymmetry) -> None:
     maker = batches(bench)
     case = next(iter(maker.keys))
@@ -92,19 +113,77 @@ def test_a_replayed_symmetry_gives_the_features_of_the_turned_volume(bench: Work
     assert torch.allclose(whole._stored_features(sample), expected, atol=1e-5)
 
 
+@settings(max_examples=40)
+@given(symmetry=st.sampled_from(SYMMETRIES), seed=st.integers(0, 2**32 - 1))
+def test_image_label_and_features_move_by_one_symmetry_and_one_affine_map(
+    plain: Workbench, symmetry: AxisSymmetry, seed: int
+) -> None:
+    generator, crop = np.random.default_rng(seed), (16, 14, 12)
+    maker = dataclasses.replace(moving(batches(plain, crop=crop)), extractor=Identity())
+    size = [crop[symmetry.order.index(axis)] for axis in range(3)]  # what the symmetry turns into the crop
+    x, y, z = (int(generator.integers(20 - edge + 1)) for edge in size)
+    affine = maker.plan._affine(generator)
+    assert affine is not None
+    assert not np.allclose(affine, affine.T, atol=0.01)
+    case, keys = next(iter(maker.keys.items()))
+    sample = Sample(case, (x, y, z), tuple(size), symmetry, affine, np.ones(2, bool), 0)
+
+    unit, _, features = maker.read(sample)
+    assert features is not None
+    assert torch.allclose(features, unit, atol=1e-5)
+
+    assert keys.label is not None
+    if not plain.store.has("features", "label"):
+        organs = (plain.store.label(keys.label) > 0)[None].astype(np.float32)
+        plain.store.put_features("label", organs, None, {"case": case}, "float32")
+    own = dataclasses.replace(maker, keys={case: dataclasses.replace(keys, features="label")})
+    _, label, share = own.read(sample)
+    assert share is not None
+    inside, outside = share > 1 - 1e-4, share < 1e-4  # all eight voxels around agree, so the nearest does
+    assert inside.any() and outside.any()
+    assert (label[inside] > 0).all()
+    assert (label[outside] == 0).all()
+
+
 @pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
 def test_reading_only_survivors_gives_the_loss_of_dropping_after_reading(bench: Workbench, p: float) -> None:
-    batch = batches(bench, p).at(3)
-    everything = batches(bench, p)
-    read_all = dataclasses.replace(
-        everything.plan, draw=lambda generator: (DropGen(p=p).plan(generator, CHANNELS) | True, 0.0)
-    )
-    everything = dataclasses.replace(everything, plan=read_all)
-    full = everything.at(3)
+    maker = moving(batches(bench, p))
+    read_all = dataclasses.replace(maker.plan, draw=lambda generator: (maker.plan.draw(generator)[0] | True, 0.0))
+    batch, full = (as_double(made.at(3)) for made in (maker, dataclasses.replace(maker, plan=read_all)))
+    drawn_bc = torch.from_numpy(np.stack([maker.plan.sample(3, slot).kept for slot in maker.slots]))
+    assert torch.equal(batch.kept_bc, drawn_bc)
+    assert full.kept_bc.all()
     assert full.features_bcxyz is not None
+    u_bcxyz = torch.cat((full.image_bcxyz, full.features_bcxyz), dim=1)
+    dropped_bcxyz = u_bcxyz * drawn_bc[:, :, None, None, None] / (1 - p)
+    found = loss_and_gradients(lambda network: DropGen(p=p).loss(network, batch, dice_ce()))
+    expected = loss_and_gradients(lambda network: dice_ce()(network(dropped_bcxyz), full.label_bcxyz))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-7, atol=1e-9)
+
+
+def as_double(batch: Batch) -> Batch:
     assert batch.features_bcxyz is not None
-    dropped = full.features_bcxyz * batch.kept_bc[:, 1:, None, None, None]
-    assert torch.equal(batch.features_bcxyz, dropped)
+    return dataclasses.replace(
+        batch, image_bcxyz=batch.image_bcxyz.double(), features_bcxyz=batch.features_bcxyz.double()
+    )
+
+
+def loss_and_gradients(loss_of: Callable[[UNet], Tensor]) -> list[Tensor]:
+    torch.manual_seed(0)
+    network = UNet(1 + CHANNELS, 3, base=4, downs=1).double()
+    loss = loss_of(network)
+    return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 0.95])
+def test_the_norm_of_survivors_alone_is_that_of_all_channels_to_the_last_bit(bench: Workbench, p: float) -> None:
+    maker = moving(batches(bench, p))
+    for step in range(4):
+        read = [maker.read(maker.plan.sample(step, slot))[2] for slot in maker.slots]
+        features = maker.at(step).features_bcxyz
+        assert features is not None
+        assert torch.equal(features, instance_norm(torch.stack([each for each in read if each is not None])))
 
 
 def test_dropped_channels_are_never_read(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +234,34 @@ def test_prefetched_batches_come_in_order_and_equal_the_direct_ones(bench: Workb
     maker = batches(bench, p=0.5)
     for step, batch in Prefetched(maker, 2, 6):
         assert torch.equal(batch.image_bcxyz, maker.at(step).image_bcxyz)
+
+
+def test_waiting_is_the_time_that_batches_were_late_and_no_other(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def slow(maker: Batches, step: int) -> Batch:
+        time.sleep(0.1)
+        made.append(step)
+        return direct(maker, 0)
+
+    direct = Batches.at
+    monkeypatch.setattr(Batches, "at", slow)
+    late = Prefetched(batches(bench), 0, 4)
+    list(late)
+    assert late.waited >= 0.35
+
+    made.clear()
+    early = Prefetched(batches(bench), 0, 4)
+    ahead = iter(early)
+    next(ahead)
+    waited = early.waited
+    while len(made) < 4:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    list(ahead)
+    assert early.waited - waited < 0.15
 
 
 def test_an_error_while_loading_reaches_the_training_loop(bench: Workbench) -> None:

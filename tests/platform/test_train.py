@@ -27,7 +27,7 @@ from dropgen.errors import (
     StudyError,
     WeightsError,
 )
-from dropgen.features.store import FeatureStore, close_maps
+from dropgen.features.store import FeatureStore, Kind, close_maps
 from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
 from dropgen.features.studies.codes import Code
@@ -125,6 +125,14 @@ def test_what_is_listed_twice_is_one_trial() -> None:
 def test_a_store_that_does_not_cover_the_study_is_refused_before_step_zero(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="dropgen precompute"):
         Workbench.open(tiny_experiment(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["volumes", "labels", "features"])
+def test_a_store_that_lacks_one_entry_is_refused_before_step_zero(root: Path, kind: Kind) -> None:
+    experiment, store = tiny_experiment(root), FeatureStore(root / "store")
+    shutil.rmtree(store.path(kind, store.entries(kind)[-1]))
+    with pytest.raises(StoreError, match="dropgen precompute"):
+        Workbench.open(experiment, root)
 
 
 @pytest.mark.parametrize("kind", ["volumes", "labels", "features"])

@@ -20,10 +20,10 @@ from dropgen.config import Experiment, to_json
 from dropgen.errors import CheckpointError, ResourceError
 from dropgen.manifest import read_json
 from dropgen.platform.tracking import Tracker, fetch
-from dropgen.platform.train import Workbench, trials_of
+from dropgen.platform.train import Workbench, train_trial, trials_of
 from dropgen.tuning.scheduling import STOPPED
 from dropgen.tuning.search import search
-from tests_support.tiny import tiny_experiment
+from tests_support.tiny import tiny_bench, tiny_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRID: dict[str, Any] = {"methods": [{"name": "dropgen", "p": [0, 0.25, 0.5]}]}
@@ -84,6 +84,16 @@ def test_a_grid_search_trains_every_trial_once_tracks_it_and_registers_the_best(
     assert again["champion"]["key"] == document["champion"]["key"]
     assert finished_files(root) == before
     assert len(children(root, experiment)) == 3
+
+
+def test_a_search_over_stored_features_without_exact_symmetry_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = tiny_bench(tmp_path, features={"extractor": {"name": "random", "channels": 2}}, training={"steps": 3})
+    for trial in trials_of(bench.experiment):
+        train_trial(bench, trial)  # so that the search needs no Ray
+    search(bench.experiment, tmp_path, register=False)
+    assert capsys.readouterr().err.count("random has no exact symmetry") == 1
 
 
 @pytest.mark.slow
