@@ -132,4 +132,4 @@ def test_slices_come_in_the_order_of_the_third_axis(tmp_path: Path) -> None:
     assert loaded.tag == "CT"
     found = [dcmread(path) for path in loaded.slices]
     for index, one in enumerate(found):
-        np.testing.assert_array_equal(one.pixel_array.T, loaded.volume.array[:, :, index])
+        np.testing.assert_array_equal(one.pixel_array.T, loaded.channels[0].array[:, :, index])

@@ -246,8 +246,8 @@ def test_a_hostile_series_costs_its_reader_and_nothing_of_this_process(tmp_path:
     scan = Scan(str(HOSTILE), str(HOSTILE), tuple(sorted(folder.glob("*.dcm"))), series=True)
     here = scan.load()
     with read(scan) as loaded:
-        np.testing.assert_array_equal(loaded.volume.array, here.volume.array)
-        np.testing.assert_array_equal(loaded.volume.affine, here.volume.affine)
+        np.testing.assert_array_equal(loaded.channels[0].array, here.channels[0].array)
+        np.testing.assert_array_equal(loaded.channels[0].affine, here.channels[0].affine)
         headers = [dcmread(path) for path in loaded.slices]
     order = [dcmread(path).InstanceNumber for path in here.slices]
     assert ([header.InstanceNumber for header in headers], loaded.tag) == (order, "CT")
