@@ -109,7 +109,7 @@ def rules_note(groups: Iterable[Group], rule: str | Mapping[str, str]) -> str:
     own = rule if isinstance(rule, str) else ", ".join(f"{modality}: {one}" for modality, one in sorted(rule.items()))
     groups = list(groups)
     if not any(INTENSITY in group.rows[0]["options"] for group in groups):
-        return f"Intensities of every method are scaled by {own}."
+        return f"Intensities of every method that is trained here are scaled by {own}."
     tried = {group.method: set[str]() for group in groups}
     for group in groups:
         tried[group.method].add(str(group.rows[0]["options"].get(INTENSITY, own)))

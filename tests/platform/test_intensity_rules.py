@@ -116,5 +116,5 @@ def test_the_rule_of_every_method_is_told() -> None:
         "validation."
     )
     assert rules_note(group_rows(ROWS[2:]), {"mr": "minmax", "ct": "hu"}) == (
-        "Intensities of every method are scaled by ct: hu, mr: minmax."
+        "Intensities of every method that is trained here are scaled by ct: hu, mr: minmax."
     )
