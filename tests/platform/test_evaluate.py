@@ -213,7 +213,7 @@ def test_an_evaluation_that_dies_has_touched_the_test_cases_too(
     bench, trial = replace(evaluated.bench, root=tmp_path), evaluated.trials[0]
     shutil.copytree(evaluated.bench.folder(trial) / "bundle", bench.folder(trial) / "bundle")
     shutil.copy(evaluated.bench.folder(trial) / "result.json", bench.folder(trial))
-    monkeypatch.setattr(Segmenter, "predict", lambda *_: pytest.fail("dies"))
+    monkeypatch.setattr(Segmenter, "predict", lambda *_, **__: pytest.fail("dies"))
     with pytest.raises(pytest.fail.Exception):
         evaluate_trial(bench, trial)
     assert len(read_touches(tmp_path / "tiny")) == 1
@@ -225,7 +225,7 @@ def test_a_log_that_cannot_be_written_stops_the_test_before_a_prediction(
     bench, trial = replace(evaluated.bench, root=tmp_path), evaluated.trials[0]
     shutil.copytree(evaluated.bench.folder(trial), bench.folder(trial), ignore=shutil.ignore_patterns("evaluation"))
     (tmp_path / "tiny" / LOG).mkdir()
-    monkeypatch.setattr(Segmenter, "predict", lambda *_: pytest.fail("predicted unseen"))
+    monkeypatch.setattr(Segmenter, "predict", lambda *_, **__: pytest.fail("predicted unseen"))
     with pytest.raises(ResourceError, match="no test case is predicted without a line there"):
         evaluate_trial(bench, trial)
 

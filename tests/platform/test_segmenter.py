@@ -78,7 +78,7 @@ def test_feature_scope_decides_what_the_extractor_sees() -> None:
 def test_shift_and_scale_reach_the_image_channel_alone() -> None:
     image_only, features_only = make_segmenter(ALL[0]), make_segmenter(ALL[1])
     prepared = prepare([volume()], image_only.spec.preparation)
-    shifted = replace(prepared, shift=0.4, scale=0.2)
+    shifted = replace(prepared, shift=(0.4,), scale=(0.2,))
     assert not np.array_equal(image_only.predict_prepared(prepared), image_only.predict_prepared(shifted))
     np.testing.assert_array_equal(features_only.predict_prepared(prepared), features_only.predict_prepared(shifted))
 
