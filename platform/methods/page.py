@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from dropgen.manifest import REPOSITORY, read_json
@@ -70,9 +71,15 @@ def _cost(record: Mapping[str, Any]) -> str:
     on = machine["accelerator"] or f"{machine['cores']} cores of {machine['cpu']}"
     return (
         f"{told}: {on}, crops of {record['settings']['crop']} voxels, network {network['name']} with base "
-        f"{network['base']} and {network['downs']} downsamplings, commit {record['commit']}. "
-        "Raw rows: [results/methods-cost.json](results/methods-cost.json)."
+        f"{network['base']} and {network['downs']} downsamplings, commit {record['commit']}. The repeats of one row "
+        f"lie up to {_spread(record['rows']):.0%} of their median apart, so that a few hundredths more or less say "
+        "nothing. Raw rows: [results/methods-cost.json](results/methods-cost.json)."
     )
+
+
+def _spread(rows: Iterable[Mapping[str, Any]]) -> float:
+    """The largest of all rows' ranges, as a share of the median."""
+    return max((max(raw) - min(raw)) / median(raw) for raw in (row["raw_s"] for row in rows) if raw)
 
 
 def _costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

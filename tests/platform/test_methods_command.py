@@ -67,10 +67,10 @@ def test_the_page_in_docs_is_what_the_registry_says(capsys: pytest.CaptureFixtur
 
 def test_a_measured_cost_stands_beside_its_method_and_a_missing_one_is_a_dash() -> None:
     rows = [
-        {"method": "erm", "features": "none", "ratio_to_erm": 1.0},
-        {"method": "dropgen", "features": "stored", "ratio_to_erm": 1.054},
-        {"method": "dropgen", "features": "online", "ratio_to_erm": 1.21},
-        {"method": "finetune_decoder", "features": "none", "ratio_to_erm": None},
+        {"method": "erm", "features": "none", "ratio_to_erm": 1.0, "raw_s": [1.0, 0.95, 1.05]},
+        {"method": "dropgen", "features": "stored", "ratio_to_erm": 1.054, "raw_s": [1.0, 1.054, 1.2]},
+        {"method": "dropgen", "features": "online", "ratio_to_erm": 1.21, "raw_s": [1.21, 1.21, 1.21]},
+        {"method": "finetune_decoder", "features": "none", "ratio_to_erm": None, "raw_s": []},
     ]
     settings = {"crop": 32, "experiment": {"network": {"name": "unet", "base": 8, "downs": 3}}}
     machine = {"accelerator": None, "cores": 2, "cpu": "a processor"}
@@ -83,6 +83,7 @@ def test_a_measured_cost_stands_beside_its_method_and_a_missing_one_is_a_dash() 
     assert costs["erm"] == "1.00"
     assert costs["dropgen"] == "1.05 stored, 1.21 online"
     assert {costs[name] for name in costs if name not in ("erm", "dropgen")} == {"–"}
+    assert "lie up to 19% of their median apart" in page
     assert "2 cores of a processor, crops of 32 voxels, network unet with base 8 and 3 downsamplings" in page
 
 
