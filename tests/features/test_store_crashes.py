@@ -231,7 +231,7 @@ class StoreLife(RuleBasedStateMachine):
         features, _ = extract(build(self.component()), prepared.unit)
         assert work.case.label is not None
         label = prepare_label(read_mask(work.case.label), prepared.grid)
-        values = {"volumes": prepared.unit, "labels": label, "features": features.astype(np.float16)}
+        values = {"volumes": prepared.unit[0], "labels": label, "features": features.astype(np.float16)}
         self.expected |= {(kind, key): values[kind] for kind, key in work.keys.entries()}
 
     def stamp(self, entry: Entry) -> tuple[int, int]:

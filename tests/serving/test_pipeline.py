@@ -234,6 +234,7 @@ def test_masks_and_table_are_the_same_from_this_process_one_worker_and_two(
     assert (document["skipped"], document["failed"]) == (5, 1)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_scan_that_kills_its_worker_twice_is_quarantined_and_no_other_is_lost_or_made_twice(
