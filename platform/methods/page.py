@@ -79,7 +79,8 @@ def _cost(record: Mapping[str, Any]) -> str:
 
 def _spread(rows: Iterable[Mapping[str, Any]]) -> float:
     """The largest of all rows' ranges, as a share of the median."""
-    return max((max(raw) - min(raw)) / median(raw) for raw in (row["raw_s"] for row in rows) if raw)
+    measured: list[list[float]] = [row["raw_s"] for row in rows if row["raw_s"]]
+    return max((max(raw) - min(raw)) / median(raw) for raw in measured)
 
 
 def _costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
