@@ -27,7 +27,8 @@ from rich.table import Table
 
 from dropgen import console
 from dropgen.config import Component, Trial, load_experiment, to_json
-from dropgen.features.studies.study import Case, Study, validation_cases
+from dropgen.features.studies.study import Case, Study
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume, write_mask
 from dropgen.manifest import Manifest, code_version, digest, file_digest, read_json, write_json
 from dropgen.platform.evaluation.adapted import adapt_trial, choose_adapted, stable_trial, tries

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.headers import REQUEST_HEADER, RETRY_HEADER
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
 from dropgen.serving.journal import AUDIT_FILE, Journal
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models, Served
 from dropgen.serving.page import add_page
 from dropgen.serving.places import BusyError, Queue
@@ -61,33 +61,6 @@ STATUS: dict[type[DropGenError], int] = {
     TooLargeError: 413, VolumeError: 400, RegistryError: 404, UnknownJobError: 404, BusyError: 429,
     ConflictError: 409, SlowError: 504, DropGenError: 500,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a replica takes on.
-
-    Attributes:
-        max_memory: Bytes that one prediction may take.
-        caps: Of a body at /v1/segment.
-        job_caps: Of a volume at /v1/jobs.
-        queue: Requests for a mask that may wait or be worked on.
-        jobs: Jobs that may be unfinished, over all replicas.
-        answer_seconds: From a received body to its mask.
-        keep_seconds: How long a finished job is kept.
-        sources: Folders that a job's volume may be named in.
-        margin: Bytes that a replica may keep beyond what is planned; infinite for any.
-    """
-
-    max_memory: int
-    caps: Caps = field(default_factory=lambda: Caps(unpacked_bytes=2**29))
-    job_caps: Caps = field(default_factory=lambda: Caps(2**32, 2**33, 2**31, seconds=3600))
-    queue: int = 16
-    jobs: int = 1000
-    answer_seconds: float = 900
-    keep_seconds: float = 24 * 3600
-    sources: tuple[Path, ...] = ()
-    margin: float = math.inf
 
 
 def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tuple[FastAPI, Engine, Jobs]:

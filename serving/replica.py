@@ -10,8 +10,9 @@ import torch
 from fastapi import FastAPI
 
 from dropgen import memory
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
 from dropgen.serving.engine import work
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
 

@@ -18,7 +18,8 @@ from dropgen.features.extractors import build as build_extractor
 from dropgen.features.index import StudyIndex
 from dropgen.features.precompute import missing_work
 from dropgen.features.store import FeatureStore
-from dropgen.features.studies.study import Case, Study, load_study, validation_cases
+from dropgen.features.studies.study import Case, Study, load_study
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.studies.volume import GZIP_MAGIC, read_grid
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.external import split

@@ -16,7 +16,7 @@ from rich.table import Table
 from dropgen.config import Experiment, load_experiment, with_seeds
 from dropgen.console import progress, say
 from dropgen.errors import ConfigError, DropGenError
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.external import trained_here
 from dropgen.tuning.choice import PROPOSED

@@ -16,7 +16,8 @@ from dropgen.config import Component, Trial
 from dropgen.errors import StoreError
 from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
-from dropgen.features.studies.study import Study, validation_cases
+from dropgen.features.studies.study import Study
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.worker import Recipe, Work, Worker
 from dropgen.manifest import git_commit
 from dropgen.platform.methods import build as build_method

@@ -10,7 +10,7 @@ from typing import Any
 
 from dropgen.config import Component, Experiment, Trial
 from dropgen.errors import ConfigError
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform import methods
 from dropgen.platform.adaptation import Target, build
 from dropgen.platform.adaptation.adapted import AdaptedSegmenter, require_models

@@ -20,7 +20,8 @@ from dropgen.config import Augmentation, Component
 from dropgen.features.extractors import Extractor, extract
 from dropgen.features.index import CaseKeys
 from dropgen.features.store import FeatureStore
-from dropgen.features.studies.study import Case, validation_cases
+from dropgen.features.studies.study import Case
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.symmetry import IDENTITY, AxisSymmetry
 from dropgen.platform.evaluation.analyses.replay import Difference, difference, interior
 from dropgen.platform.methods import build as build_method

@@ -27,7 +27,8 @@ from dropgen.config import Component, Trial, to_json
 from dropgen.errors import ConfigError, ExternalError, closest
 from dropgen.features.studies.geometry import grid_difference
 from dropgen.features.studies.labelling import Labelling
-from dropgen.features.studies.study import Case, validation_cases
+from dropgen.features.studies.study import Case
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.studies.volume import Volume, read_grid, read_mask, write_mask
 from dropgen.manifest import code_version, digest, git_commit, read_json, versions, write_json
 from dropgen.platform.evaluate import held_out_cases, write_scores

@@ -18,7 +18,8 @@ from dropgen.features.index import StudyIndex
 from dropgen.features.store import FeatureStore
 from dropgen.features.studies.intensity import ZSCORE
 from dropgen.features.studies.prepare import Prepared
-from dropgen.features.studies.study import Case, Study, load_study, under_rule, validation_cases
+from dropgen.features.studies.study import Case, Study, load_study, under_rule
+from dropgen.features.studies.validation import validation_cases
 from dropgen.manifest import code_version, digest, read_json
 from dropgen.platform.methods import Method
 from dropgen.platform.methods import build as build_method

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dropgen.config import LEAVE_ONE_OUT
 from dropgen.features.extractors import instance_norm
 from dropgen.features.studies.prepare import network_scale
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluation.analyses.condition1 import gradient_agreement
 from dropgen.platform.methods import Criterion, Method
 from dropgen.platform.methods.joint import Joint

@@ -15,7 +15,8 @@ import torch
 
 from dropgen.config import LEAVE_ONE_OUT, Selection, Trial, to_json
 from dropgen.errors import ConfigError, DivergenceError
-from dropgen.features.studies.study import Case, folds, validation_cases
+from dropgen.features.studies.study import Case
+from dropgen.features.studies.validation import folds, validation_cases
 from dropgen.manifest import git_commit, read_json, write_json
 from dropgen.platform.bundle import SegmenterSpec
 from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice

@@ -11,7 +11,8 @@ from dropgen.errors import StudyError
 from dropgen.features.studies import phantom
 from dropgen.features.studies.check import check_study
 from dropgen.features.studies.phantom import PhantomSpec, draw_tissue, make_phantom_study, random_curve
-from dropgen.features.studies.study import load_study, validation_cases
+from dropgen.features.studies.study import load_study
+from dropgen.features.studies.validation import validation_cases
 from dropgen.manifest import file_digest
 
 SMALL = PhantomSpec(size=32, train_subjects=3, val_subjects=2, test_subjects=1, ellipsoids=1, tubes=1, distractors=2)

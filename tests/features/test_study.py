@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from dropgen.errors import ConfigError, StudyError
-from dropgen.features.studies.study import load_study, read_study, validation_cases
+from dropgen.features.studies.study import load_study, read_study
+from dropgen.features.studies.validation import validation_cases
 
 
 def test_a_manifest_is_read_with_paths_relative_to_it(tiny, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from dropgen.config import Component, Trial
 from dropgen.errors import CheckpointError
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.bundle import read_bundle
 from dropgen.platform.evaluate import evaluate_trial
 from dropgen.platform.evaluation.kept import Checkpoint, load_kept

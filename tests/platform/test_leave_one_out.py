@@ -11,7 +11,8 @@ import torch
 
 from dropgen.config import LEAVE_ONE_OUT, Experiment, Selection, Trial
 from dropgen.errors import ConfigError, StudyError
-from dropgen.features.studies.study import Study, folds
+from dropgen.features.studies.study import Study
+from dropgen.features.studies.validation import folds
 from dropgen.manifest import write_json
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.external import split

@@ -31,7 +31,7 @@ from dropgen.features.store import FeatureStore, Kind, close_maps
 from dropgen.features.store.arrays import METADATA
 from dropgen.features.store.entry import COMMIT, describe, sealed
 from dropgen.features.studies.codes import Code
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.manifest import read_json
 from dropgen.platform.methods import Criterion
 from dropgen.platform.methods.batch import Batch

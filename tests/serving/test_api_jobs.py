@@ -13,8 +13,9 @@ from dropgen.features.studies.volume import Volume, volume_from_bytes
 from dropgen.platform.evaluation.quality import record_classes
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
 from dropgen.serving.engine import work_once
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
 from tests_support.service import GOOD, build, call, nifti

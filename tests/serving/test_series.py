@@ -21,8 +21,9 @@ from dropgen.features.studies.dicom import read_series
 from dropgen.features.studies.volume import Volume, mask_to_bytes, volume_from_bytes
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
 from dropgen.serving.engine import work_once
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.series import unzip
 from dropgen.serving.tokens import Tokens

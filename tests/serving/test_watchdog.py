@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
 from dropgen.serving.engine import work_once
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
 from dropgen.serving.watchdog import LOOKS, Watchdog, WornError

@@ -17,8 +17,9 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, sync_playwright
 
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
 from dropgen.serving.engine import work
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
 

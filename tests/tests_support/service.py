@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 from fastapi import FastAPI
 
-from dropgen.serving.api import Limits, create_api
+from dropgen.serving.api import create_api
+from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
 

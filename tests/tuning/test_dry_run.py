@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 
 from dropgen.__main__ import main
 from dropgen.config import Experiment, to_json
-from dropgen.features.studies.study import load_study, validation_cases
+from dropgen.features.studies.study import load_study
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluate import held_out_cases
 from dropgen.platform.train import Progress, Workbench, train_trial, trials_of
 from tests_support.tiny import tiny_experiment

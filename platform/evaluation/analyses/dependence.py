@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dropgen.config import LEAVE_ONE_OUT
 from dropgen.errors import NothingToAnalyseError
-from dropgen.features.studies.study import Case, validation_cases
+from dropgen.features.studies.study import Case
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Analysed, Model, Scene
 from dropgen.platform.evaluation.charts import INK, METHOD_COLOURS, MUTED, style_axis
 from dropgen.platform.evaluation.metrics import labelled_dice, mean_dice

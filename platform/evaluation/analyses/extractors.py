@@ -19,7 +19,7 @@ from dropgen.config import Component
 from dropgen.errors import ConfigError, WeightsError
 from dropgen.features.extractors import EXTRACTORS, Extractor, build, extract, instance_norm
 from dropgen.features.extractors.anatomix import ANATOMIX
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Analysed, Scene
 from dropgen.platform.evaluation.analyses.cka import linear_cka
 from dropgen.platform.evaluation.analyses.lines import Panel, level_lines

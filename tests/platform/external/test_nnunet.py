@@ -13,7 +13,7 @@ import pytest
 
 from dropgen.config import Component, Experiment, Trial, validate
 from dropgen.errors import ConfigError, ExternalError
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.features.studies.volume import read_mask, read_volume
 from dropgen.platform import external
 from dropgen.platform.evaluation.metrics import dice, mean_dice

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dropgen.errors import NothingToAnalyseError
-from dropgen.features.studies.study import validation_cases
+from dropgen.features.studies.validation import validation_cases
 from dropgen.platform.evaluation.analyses.analysis import Scene
 from dropgen.platform.evaluation.analyses.dependence import Without, analyse, ways, without
 
