@@ -54,7 +54,7 @@ class StoredFeatures:
 
         Args:
             channels: Which channels, in the order of the result.
-            box: Voxel ranges with NumPy's meaning.
+            box: Voxel ranges with NumPy's meaning, of step 1.
 
         Returns:
             `[len(channels), x, y, z]` of the stored type; `decode` makes raw features of it.
@@ -63,11 +63,14 @@ class StoredFeatures:
             StoreError: As `map_chunk`.
         """
         size = [len(range(*edge.indices(length))) for edge, length in zip(box, self.shape, strict=True)]
-        crop = np.empty((len(channels), *size), self.dtype)
-        for row, channel in enumerate(channels):
+        crop_cxyz = np.empty((len(channels), *size), self.dtype)
+        # NumPy spends more on each short row than on its bytes: a crop of 64 voxels per edge as rows of one element
+        # takes three quarters of the time at int8.
+        row = np.dtype((np.void, size[2] * self.dtype.itemsize))
+        for copied_xyz, channel in zip(crop_cxyz, channels, strict=True):
             path, checksum = self._chunks[channel]
-            crop[row] = map_chunk(path, self.shape, self.dtype, checksum)[box]
-        return crop
+            copied_xyz.view(row)[:] = map_chunk(path, self.shape, self.dtype, checksum)[box].view(row)
+        return crop_cxyz
 
     def decode(self, stored_cxyz: Tensor, channels: Sequence[int]) -> Tensor:
         """Raw float32 features from what `read` gave for these channels, on the device where that is now."""
