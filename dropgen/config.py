@@ -80,6 +80,9 @@ class Features(Frozen):
     source: Literal["stored", "online", "auto"] = Field(
         "stored", description="auto: times training steps with either once and keeps to the faster"
     )
+    online_share: float = Field(
+        0, ge=0, lt=1, description="of training samples beside stored features: theirs are of the crop as augmented"
+    )
     dtype: Literal["int8", "float16", "float32"] = "float16"
     store: str | None = Field(
         None, min_length=1, description="a folder or an address such as s3://bucket/prefix; <root>/store where None"

@@ -187,7 +187,7 @@ def _loader(
         store=store,
         keys=keys,
         extractor=extractor,
-        stored=True,
+        online_share=0,
         augmentation=augmentation.model_copy(update={"intensity": False}),
         device="cpu",
     )

@@ -24,7 +24,8 @@ from dropgen.platform.training.augment import add_noise, warp
 from dropgen.platform.training.plan import Sample, SamplePlan
 
 PREFETCH = 4
-METHOD_STREAM = 1  # beside the noise seed: what a method draws must not repeat what the augmentation draws
+# Beside the noise seed: what is drawn here must not repeat what the augmentation draws.
+METHOD_STREAM, ONLINE_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Batches:
         store: Where volumes, labels and stored features are.
         keys: Store keys of every training case.
         extractor: For online features, and for what stored features are beyond the crop.
-        stored: Whether features are read from the store instead of being computed from the crop.
+        online_share: Share of the samples, 0..1, whose features are computed from the augmented crop; those of the
+            others are read from the store.
         augmentation: Probabilities and switches.
         device: Where the batch and online extraction live.
     """
@@ -51,7 +53,7 @@ class Batches:
     store: FeatureStore
     keys: Mapping[str, CaseKeys]
     extractor: Extractor | None
-    stored: bool
+    online_share: float
     augmentation: Augmentation
     device: str
 
@@ -67,15 +69,7 @@ class Batches:
         )
         units, labels = units.to(self.device), labels.to(self.device)
         kept = torch.from_numpy(np.stack([sample.kept for sample in samples])).to(self.device)
-        features = None
-        if self.method.needs_features:
-            if self.stored:
-                features = torch.stack([values for _, _, values in read if values is not None])
-                survivors = kept[:, -features.shape[1] :]  # the others are zero, and the norm would leave them so
-                features[survivors] = instance_norm(features[survivors][None])[0]
-            else:
-                assert self.extractor is not None
-                features = instance_norm(self.extractor(units))
+        features = self._features([values for *_, values in read], units, kept) if self.method.needs_features else None
         strength = torch.tensor([sample.strength for sample in samples], device=self.device)
         image = network_scale(units, [self.store.volume(self.keys[sample.case].volume) for sample in samples])
         return Batch(image, labels, features, kept, samples[0].noise_seed, strength)
@@ -84,8 +78,8 @@ class Batches:
         """One sample before its method and the instance norm.
 
         Returns:
-            Unit crop `[M, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where they
-            are stored.
+            Unit crop `[M, X, Y, Z]` and label `[1, X, Y, Z]`; raw features `[C, X, Y, Z]`, on the device, where this
+            sample's are stored ones.
         """
         keys = self.keys[sample.case]
         assert keys.label is not None
@@ -93,12 +87,38 @@ class Batches:
         label = _tensor(sample.symmetry(self.store.label(keys.label)[sample.box][None]))
         if self.augmentation.intensity and self.augmentation.probability > 0:
             unit = add_noise(unit, sample.noise_seed, self.augmentation.probability)
-        features = self._stored_features(sample) if self.method.needs_features and self.stored else None
+        stored = self.method.needs_features and not self._online(sample)
+        features = self._stored_features(sample) if stored else None
         if sample.affine is not None:
             zero = torch.zeros(1)
             unit = warp(unit, sample.affine, zero).clamp(0, 1)
             label = warp(label, sample.affine, zero, mode="nearest")
         return unit, label.long(), features
+
+    def _online(self, sample: Sample) -> bool:
+        """Whether a sample's features are those of the augmented crop: by its own seed, whoever makes the batch."""
+        return float(np.random.default_rng((sample.noise_seed, ONLINE_STREAM)).random()) < self.online_share
+
+    def _features(self, stored: list[Tensor | None], units: Tensor, kept: Tensor) -> Tensor:
+        """Features of a batch after the instance norm, on the device.
+
+        Args:
+            stored: Raw features `[C, X, Y, Z]` of every sample; None where they are computed from `units`.
+            units: `[B, M, X, Y, Z]`, augmented.
+            kept: Surviving channels of the network's input, bool `[B, M + C]`.
+        """
+        assert self.extractor is not None
+        online = torch.tensor([values is None for values in stored], device=self.device)
+        if online.all():
+            return instance_norm(self.extractor(units))
+        blank = torch.zeros(self.extractor.channels, *self.plan.crop, device=self.device)
+        features = torch.stack([blank if values is None else values for values in stored])
+        # A channel that is not kept is zero, and the norm would leave it so.
+        survivors = kept[:, -self.extractor.channels :] & ~online[:, None]
+        features[survivors] = instance_norm(features[survivors][None])[0]
+        if online.any():
+            features[online] = instance_norm(self.extractor(units[online]))
+        return features
 
     def _stored_features(self, sample: Sample) -> Tensor:
         """Raw features of the crop under the sample's geometry, on the device; dropped channels stay zero, unread.

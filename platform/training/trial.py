@@ -267,7 +267,7 @@ def make_batches(
         store=bench.store,
         keys={case.id: bench.index.keys[case.id] for case in cases},
         extractor=bench.extractor if method.needs_features else None,
-        stored=bench.source(method) == "stored",
+        online_share=bench.experiment.features.online_share if bench.source(method) == "stored" else 1,
         augmentation=training.augmentation,
         device=device,
     )

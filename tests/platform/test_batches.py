@@ -45,7 +45,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return tiny_bench(tmp_path_factory.mktemp("plain"), features={"extractor": {"name": "identity"}})
 
 
-def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: object) -> Batches:
+def batches(bench: Workbench, p: float = 0.0, online_share: float = 0, **changes: object) -> Batches:
     method = build(Component.of("dropgen", p=p))
     cases = bench.study.split("train")
     shapes = {case.id: bench.store.volume(bench.index.keys[case.id].volume).shape for case in cases}
@@ -54,7 +54,7 @@ def batches(bench: Workbench, p: float = 0.0, stored: bool = True, **changes: ob
     )  # type: ignore[arg-type]
     augmentation = bench.experiment.training.augmentation.model_copy(update={"intensity": False} | changes)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
-    return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), stored, augmentation, "cpu")
+    return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), online_share, augmentation, "cpu")
 
 
 def moving(maker: Batches) -> Batches:
@@ -66,7 +66,7 @@ def moving(maker: Batches) -> Batches:
 def test_stored_features_equal_online_ones_when_the_crop_is_the_volume(bench: Workbench, step: int) -> None:
     whole = (20, 20, 20)
     stored = batches(bench, crop=whole).at(step)
-    online = batches(bench, crop=whole, stored=False).at(step)
+    online = batches(bench, crop=whole, online_share=1).at(step)
     assert torch.equal(stored.image_bcxyz, online.image_bcxyz)
     assert stored.features_bcxyz is not None
     assert online.features_bcxyz is not None
@@ -184,6 +184,32 @@ def test_the_norm_of_survivors_alone_is_that_of_all_channels_to_the_last_bit(ben
         features = maker.at(step).features_bcxyz
         assert features is not None
         assert torch.equal(features, instance_norm(torch.stack([each for each in read if each is not None])))
+
+
+def test_with_a_share_online_every_sample_is_the_stored_or_the_online_one_by_its_own_seed(bench: Workbench) -> None:
+    def of(share: float, slots: tuple[int, ...] = (0, 1)) -> Batches:
+        made = moving(batches(bench, 0.5, share, intensity=True, probability=1.0))
+        return dataclasses.replace(made, slots=slots)
+
+    chosen = []
+    for step in range(12):
+        mixed, stored, online = (of(share).at(step) for share in (0.4, 0, 1))
+        assert mixed.features_bcxyz is not None and stored.features_bcxyz is not None
+        assert online.features_bcxyz is not None
+        assert torch.equal(mixed.image_bcxyz, stored.image_bcxyz) and torch.equal(mixed.kept_bc, stored.kept_bc)
+        for slot in (0, 1):
+            is_stored = torch.equal(mixed.features_bcxyz[slot], stored.features_bcxyz[slot])
+            is_online = torch.allclose(mixed.features_bcxyz[slot], online.features_bcxyz[slot], atol=1e-5)
+            assert is_stored != is_online
+            alone = of(0.4, (slot,)).at(step).features_bcxyz
+            assert alone is not None and torch.allclose(alone[0], mixed.features_bcxyz[slot], atol=1e-5)
+            chosen.append(is_online)
+    assert 3 <= sum(chosen) <= 17  # of 24 at 0.4: 9.6 +- 2.4
+
+
+def test_samples_online_read_no_stored_features(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batches, "_stored_features", lambda maker, sample: pytest.fail("it read them"))
+    assert batches(bench, online_share=1).at(0).features_bcxyz is not None
 
 
 def test_dropped_channels_are_never_read(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

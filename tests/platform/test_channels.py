@@ -44,19 +44,19 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return Workbench.open(experiment, root)
 
 
-def batches(bench: Workbench, stored: bool, **changes: object) -> Batches:
+def batches(bench: Workbench, online_share: float = 0, **changes: object) -> Batches:
     """Whole volumes, so that stored and online features have the same surroundings."""
     (trial,) = trials_of(bench.experiment)
     method = build(Component.of("dropgen", p=0.5))
     made = make_batches(bench, trial, method, CHANNELS, Workers(), "cpu")
     plan = dataclasses.replace(made.plan, crop=(20, 20, 20), affine=False)
     augmentation = made.augmentation.model_copy(update={"intensity": False} | changes)
-    return dataclasses.replace(made, plan=plan, stored=stored, augmentation=augmentation)
+    return dataclasses.replace(made, plan=plan, online_share=online_share, augmentation=augmentation)
 
 
 @pytest.mark.parametrize("step", range(3))
 def test_stored_features_are_the_online_ones(bench: Workbench, step: int) -> None:
-    stored, online = (batches(bench, which).at(step) for which in (True, False))
+    stored, online = (batches(bench, share).at(step) for share in (0, 1))
     assert stored.image_bcxyz.shape[1] == 2
     assert torch.equal(stored.image_bcxyz, online.image_bcxyz)
     assert torch.equal(stored.kept_bc, online.kept_bc)
@@ -67,7 +67,7 @@ def test_stored_features_are_the_online_ones(bench: Workbench, step: int) -> Non
 
 
 def test_beyond_a_crop_every_channel_has_its_own_response_to_background(bench: Workbench) -> None:
-    maker = batches(bench, stored=True)
+    maker = batches(bench)
     case = next(iter(maker.keys))
     sample = Sample(case, (0, 0, 0), (20, 20, 20), IDENTITY, 2 * np.eye(3), np.ones(2 + CHANNELS, bool), 0)
     unit, label, features = maker.read(sample)
