@@ -6,14 +6,12 @@ It knows nothing of Ray, so that it can be called as any other ASGI application.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -25,6 +23,7 @@ from dropgen import __version__
 from dropgen.errors import DropGenError, RegistryError, TooLargeError, VolumeError
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.tracking import registered_models
+from dropgen.serving.answers import DICOM_TYPE, MASK_TYPE, PICTURE_TYPE, answers, headers, refusal, where
 from dropgen.serving.engine import Engine, Made, Order
 from dropgen.serving.headers import REQUEST_HEADER, RETRY_HEADER
 from dropgen.serving.jobs import VOLUME, Jobs, UnknownJobError
@@ -39,18 +38,13 @@ from dropgen.serving.tokens import Tokens
 from dropgen.serving.upload import Caps, Received, SlowError, receive, receive_file
 from dropgen.serving.watchdog import Watchdog
 
-MODEL_HEADER = "X-Dropgen-Model"
-VERSION_HEADER = "X-Dropgen-Version"
-USE_HEADER = "X-Dropgen-Use"
-FLAGS_HEADER = "X-Dropgen-Flags"
 ZIP_TYPE = "application/zip"
-MASK_TYPE = "application/gzip"
-DICOM_TYPE = "application/dicom"
 NO_LOADS = "default-src 'none'; style-src 'unsafe-inline'"
 MAX_DIGITS = 30  # of a Content-Length
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REPLACED_SECONDS = 30  # until another replica is there
 KEY = re.compile(r"[A-Za-z0-9._-]{8,64}")
+SAME = ("input_sha256", "model", "modality", "dicom", "uncertainty")  # what two requests for one job agree in
 
 
 class ConflictError(DropGenError):
@@ -111,7 +105,7 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
 
     add_page(api)
 
-    @api.get("/metrics", response_class=Response, responses=_answers(401, 403))
+    @api.get("/metrics", response_class=Response, responses=answers(401, 403))
     async def prometheus() -> Response:
         """Metrics for Prometheus, over all replicas."""
 
@@ -122,13 +116,13 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         # In a thread: while a model is loaded, what is loaded is not told.
         return Response(await run_in_threadpool(page), media_type="text/plain; version=0.0.4")
 
-    @api.get("/v1/models", responses=_answers(401, 403))
+    @api.get("/v1/models", responses=answers(401, 403))
     async def list_models() -> dict[str, Any]:
         """Every registered model with its versions and aliases."""
         registered = await run_in_threadpool(registered_models, root)
         return {"models": registered, "memory": await run_in_threadpool(models.state)}
 
-    @api.get("/v1/models/{name:path}", responses=_answers(400, 401, 403, 404, 422))
+    @api.get("/v1/models/{name:path}", responses=answers(400, 401, 403, 404, 422))
     async def show_model(name: str) -> dict[str, Any]:
         """The model card of the champion, of `name@alias` or of `name/version`, and the modalities it asks for."""
         served = await run_in_threadpool(models.find, name)
@@ -138,15 +132,19 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.post(
         "/v1/segment",
         response_class=Response,
-        responses=_answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, masks=(MASK_TYPE, DICOM_TYPE)),
+        responses=answers(400, 401, 403, 404, 408, 413, 422, 429, 500, 504, 507, masks=(MASK_TYPE, DICOM_TYPE)),
         openapi_extra=binary,
     )
     async def segment(
-        request: Request, model: str | None = None, modality: Annotated[str | None, Query(max_length=64)] = None
+        request: Request,
+        model: str | None = None,
+        modality: Annotated[str | None, Query(max_length=64)] = None,
+        uncertainty: bool = False,
     ) -> Response:
         """Segments the .nii or .nii.gz volume in the body, or the zip of one DICOM series, sent as application/zip.
 
-        With Accept: application/dicom the mask of a series is a DICOM-SEG.
+        With Accept: application/dicom the mask of a series is a DICOM-SEG. With uncertainty=true headers say how sure
+        the model is; its maps are given with jobs.
         """
         require_staying()
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, _is_zip(request))
@@ -161,18 +159,20 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             again = RETRY_HEADER in request.headers
-            order = Order(request.state.who, request.state.request, modality, received.sha256, None, dicom, again)
+            order = Order(
+                request.state.who, request.state.request, modality, received.sha256, None, dicom, again, uncertainty
+            )
             made = await queue.run(place, _segment, engine, folder, served, order, limits.caps, limits.answer_seconds)
         return Response(
             made.mask,
             media_type=DICOM_TYPE if dicom else MASK_TYPE,
-            headers=_headers(served.model.uri, served.model.digest, served.registered.version, made.findings.flags),
+            headers=headers(served.model.uri, served.model.digest, served.registered.version, asdict(made.findings)),
         )
 
     @api.post(
         "/v1/jobs",
         status_code=202,
-        responses=_answers(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 507),
+        responses=answers(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 507),
         openapi_extra=optional,
     )
     async def submit(
@@ -180,11 +180,13 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
         model: str | None = None,
         modality: Annotated[str | None, Query(max_length=64)] = None,
         source: Annotated[str | None, Query(max_length=1024)] = None,
+        uncertainty: bool = False,
         idempotency_key: Annotated[str | None, Header(pattern=f"^{KEY.pattern}$")] = None,
     ) -> dict[str, Any]:
         """Accepts the volume in the body, or the file `source` below a folder that the server was told to allow.
 
-        With Accept: application/dicom the job's mask of a series, sent or named as a zip, is a DICOM-SEG.
+        With Accept: application/dicom the job's mask of a series, sent or named as a zip, is a DICOM-SEG. With
+        uncertainty=true the job also says how sure the model is, in its findings and as maps.
         """
         zipped = _is_zip(request) or (source or "").lower().endswith(".zip")
         served, dicom = await run_in_threadpool(models.find, model), _wants_dicom(request, zipped)
@@ -204,14 +206,16 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
                 "model": registered.name, "version": registered.version, "digest": served.model.digest,
                 "model_version": f"{registered.name}/{registered.version}", "modality": modality,
                 "request": request.state.request, "input_sha256": received.sha256, "dicom": dicom,
-                "use": RESEARCH_ONLY,
+                "uncertainty": uncertainty, "use": RESEARCH_ONLY,
             }  # fmt: skip
             record = jobs.accept(draft, request.state.who, idempotency_key, fields)
-        if any(record.get(name) != fields[name] for name in ("input_sha256", "model", "modality", "dicom")):
-            raise ConflictError("this Idempotency-Key belongs to a job of another volume, model, modality or format")
+        if any(record.get(name) != fields[name] for name in SAME):
+            raise ConflictError(
+                "this Idempotency-Key belongs to a job of another volume, model, modality, format or uncertainty"
+            )
         return _shown(record)
 
-    @api.get("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
+    @api.get("/v1/jobs/{id}", responses=answers(401, 403, 404, 422))
     async def status(request: Request, id: str) -> dict[str, Any]:
         """The state of a job: accepted, running, done, failed or cancelled."""
         return _shown(jobs.read(id, request.state.who))
@@ -219,24 +223,37 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.get(
         "/v1/jobs/{id}/result",
         response_class=Response,
-        responses=_answers(401, 403, 404, 409, 422, masks=(MASK_TYPE, DICOM_TYPE)),
+        responses=answers(401, 403, 404, 409, 422, masks=(MASK_TYPE, DICOM_TYPE)),
     )
     async def result(request: Request, id: str) -> Response:
         """The mask of a job that is done, as the job asked for it."""
-        record = jobs.read(id, request.state.who)
-        if record["state"] != "done":
-            cause = record.get("error", "ask again later, or send the volume again")
-            raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
+        record = _done(jobs, id, request)
         mask = await run_in_threadpool(jobs.mask, id, request.state.who)
         return Response(
             mask,
             media_type=DICOM_TYPE if record.get("dicom") else MASK_TYPE,
-            headers=_headers(
-                f"models:/{record['model_version']}", record["digest"], record["version"], record["findings"]["flags"]
+            headers=headers(
+                f"models:/{record['model_version']}", record["digest"], record["version"], record["findings"]
             ),
         )
 
-    @api.delete("/v1/jobs/{id}", responses=_answers(401, 403, 404, 422))
+    @api.get(
+        "/v1/jobs/{id}/{part}",
+        response_class=Response,
+        responses=answers(401, 403, 404, 409, 422, masks=(PICTURE_TYPE, MASK_TYPE)),
+    )
+    async def beside(request: Request, id: str, part: Literal["preview", "entropy", "disagreement"]) -> Response:
+        """What a job that is done has beside its mask: a picture (PNG), and maps where uncertainty was asked for."""
+        _done(jobs, id, request)
+        found = await run_in_threadpool(jobs.beside, id, request.state.who, part)
+        if found is None:
+            raise ConflictError(
+                f"the job has no {part}: maps are made of jobs that are sent with ?uncertainty=true, disagreement by "
+                "methods that are trained on image and features"
+            )
+        return Response(found, media_type=PICTURE_TYPE if part == "preview" else MASK_TYPE)
+
+    @api.delete("/v1/jobs/{id}", responses=answers(401, 403, 404, 422))
     async def cancel(request: Request, id: str) -> dict[str, Any]:
         """Cancels a job; one that a replica is at ends at its next window."""
         return _shown(await run_in_threadpool(jobs.cancel, id, request.state.who))
@@ -244,57 +261,36 @@ def create_api(root: Path, models: Models, tokens: Tokens, limits: Limits) -> tu
     @api.exception_handler(DropGenError)
     async def refuse(request: Request, error: DropGenError) -> JSONResponse:
         status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
-        answer = _error(status, str(error))
+        answer = refusal(status, str(error))
         if isinstance(error, BusyError):
             answer.headers["Retry-After"] = str(error.seconds)
         return answer
 
     @api.exception_handler(HTTPException)
     async def misroute(request: Request, error: HTTPException) -> JSONResponse:
-        answer = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer = refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         answer.headers.update(error.headers or {})
         return answer
 
     @api.exception_handler(RequestValidationError)
     async def misuse(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = (f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-        return _error(422, "; ".join(problems))
+        return refusal(422, "; ".join(problems))
 
     @api.exception_handler(OSError)
     async def lack(request: Request, error: OSError) -> JSONResponse:
         return (
-            _error(507, "the server's disk is full; try later") if error.errno in FULL else await fail(request, error)
+            refusal(507, "the server's disk is full; try later") if error.errno in FULL else await fail(request, error)
         )
 
     @api.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        log.add(request=request.state.request, error=type(error).__name__, where=_where(error))
-        answer = _error(500, f"the server failed with {type(error).__name__}; its log says where")
+        log.add(request=request.state.request, error=type(error).__name__, where=where(error))
+        answer = refusal(500, f"the server failed with {type(error).__name__}; its log says where")
         answer.headers[REQUEST_HEADER] = request.state.request  # this answer does not pass by the middleware
         return answer
 
     return api, engine, jobs
-
-
-ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-REFUSALS = {
-    400: "The volume, the model's name or the modality cannot be used", 401: "No token",
-    403: "Without tokens: not from this machine", 404: "No such model or job",
-    408: "The body did not arrive in time", 409: "The job has no mask, or the key another",
-    413: "Too large", 422: "A parameter is wrong",
-    429: "The queue is full", 500: "The server failed", 504: "The mask was not made in time",
-    507: "The server's disk is full",
-}  # fmt: skip
-
-
-def _answers(*codes: int, masks: Sequence[str] = ()) -> dict[int | str, dict[str, Any]]:
-    """What a route can answer beside its own document, for the OpenAPI description."""
-    told: dict[int | str, dict[str, Any]] = {
-        code: {"description": REFUSALS[code], "content": {"application/json": {"schema": ERROR}}} for code in codes
-    }
-    if masks:
-        told[200] = {"description": "The mask on the image's grid", "content": {media: {} for media in masks}}
-    return told
 
 
 def _segment(engine: Engine, folder: Path, served: Served, order: Order, caps: Caps, seconds: float) -> Made:
@@ -338,6 +334,20 @@ async def _receive(request: Request, folder: Path, caps: Caps) -> Received:
         raise HTTPException(408, str(error)) from None
 
 
+def _done(jobs: Jobs, id: str, request: Request) -> dict[str, Any]:
+    """The record of a job that is done, its owner's alone.
+
+    Raises:
+        UnknownJobError: There is no such job.
+        ConflictError: It is not done.
+    """
+    record = jobs.read(id, request.state.who)
+    if record["state"] != "done":
+        cause = record.get("error", "ask again later, or send the volume again")
+        raise ConflictError(f"the job is {record['state']} and has no mask: {cause}")
+    return record
+
+
 def _allowed(source: str, folders: tuple[Path, ...]) -> Path:
     """A file below an allowed folder; links are followed before it is judged, and what exists elsewhere is not told."""
     if "\0" not in source and not Path(source).is_absolute():
@@ -351,24 +361,3 @@ def _allowed(source: str, folders: tuple[Path, ...]) -> Path:
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
     """A job as its owner sees it."""
     return {key: value for key, value in record.items() if key not in ("who", "model_version", "attempts")}
-
-
-def _headers(uri: str, digest: str, version: str, flags: Sequence[str]) -> dict[str, str]:
-    return {
-        MODEL_HEADER: f"{uri}; digest={digest}",
-        VERSION_HEADER: version,
-        USE_HEADER: RESEARCH_ONLY,
-        FLAGS_HEADER: json.dumps(list(flags)),  # in ASCII, which a class name need not be
-    }
-
-
-def _where(error: Exception) -> str:
-    """File and line of the failure; its message is left out, because it can hold what was sent."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "unknown"
-
-
-def _error(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status)

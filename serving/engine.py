@@ -14,17 +14,19 @@ from pathlib import Path
 
 from dropgen.console import warn
 from dropgen.errors import DropGenError, TooLargeError, VolumeError
+from dropgen.features.studies.prepare import prepare
 from dropgen.features.studies.volume import Volume, mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
+from dropgen.platform.evaluation.uncertainty import MAPS, predict_uncertain
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.decode import Wanted, decode
 from dropgen.serving.dicom_out import encode
-from dropgen.serving.jobs import RECORD, VOLUME, CancelledError, Jobs, mask_name
+from dropgen.serving.jobs import MASK, RECORD, VOLUME, CancelledError, Jobs, mask_name
 from dropgen.serving.journal import Journal
 from dropgen.serving.models import Models, Served
-from dropgen.serving.quality import Findings, Segmented, find
+from dropgen.serving.quality import Findings, Segmented, find, write_beside
 from dropgen.serving.room import require_room
 from dropgen.serving.upload import Caps, SlowError, head
 from dropgen.serving.watchdog import Watchdog
@@ -48,6 +50,7 @@ class Order:
         job: Its id, for a job.
         dicom: Whether the mask is wanted as DICOM-SEG.
         again: Whether it was asked for before, of a replica that may have died between log and answer.
+        uncertain: Whether the model is also to say how sure it is.
     """
 
     who: str
@@ -57,6 +60,7 @@ class Order:
     job: str | None = None
     dicom: bool = False
     again: bool = False
+    uncertain: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class Engine:
         """The mask of `folder/volume.nii`, or of the zip that lies there, made slab by slab, with what is told of it.
 
         Args:
-            folder: Holds the volume; its voxels are mapped from there and removed afterwards.
+            folder: Holds the volume; its voxels are mapped from there and removed afterwards. What stands beside the
+                mask of a job is left there.
             served: The model.
             order: Who asked.
             caps: Of the volume.
@@ -131,17 +136,27 @@ class Engine:
                 raise VolumeError("a DICOM-SEG needs the slices of a DICOM series; send a zip of them, or accept NIfTI")
             volume, modality = decoded.volume, served.modality_of(order.modality, decoded.modality)
             segmenter = self._models.segmenter(served)
-            plan = require_room(segmenter, volume, self._max_memory)
+            plan = require_room(segmenter, volume, self._max_memory, MAPS if order.uncertain else 0)
             log.info("planned %s of %s GiB", plan, gib(self._max_memory))
             with self.watchdog.predicting(plan.peak):
-                with _before_windows(segmenter, require_wanted):
-                    mask = Volume(segmenter.predict(volume, modality=modality), volume.affine)
                 spec = segmenter.spec
-                findings = find(Segmented(volume, mask), spec.classes, spec.training, spec.regions)
+                prepared = prepare((volume,), spec.preparation, modality)
+                with _before_windows(segmenter, require_wanted):
+                    if order.uncertain:
+                        labels, uncertainty = predict_uncertain(segmenter, prepared)
+                    else:
+                        labels, uncertainty = segmenter.predict_native(prepared), None
+                del prepared
+                mask = Volume(labels, volume.affine)
+                segmented = Segmented(volume, mask, uncertainty)
+                findings = find(segmented, spec.classes, spec.training, spec.regions)
+                if order.job is not None:
+                    title = f"{served.registered.name} {served.registered.version}"  # a file name can hold a patient's
+                    write_beside(folder / MASK, segmented, findings, served.model.labelling.names, title)
                 if order.dicom:
                     made = encode(mask.array, decoded.slices, served.model, "labelmap")
                     return Made(made.content, findings, made.uid)
-                return Made(mask_to_bytes(mask.array, mask.affine, served.model.note), findings)
+                return Made(mask_to_bytes(mask.array, mask.affine, served.model.note, served.model.comment), findings)
         except MemoryError:
             raise TooLargeError("the volume needs more memory than the server has; crop or resample it") from None
         finally:
@@ -192,7 +207,7 @@ def work_once(engine: Engine, jobs: Jobs, caps: Caps) -> bool:
         record = read_json(folder / RECORD)
         order = Order(
             record["who"], record["request"], record["modality"], record["input_sha256"], record["id"],
-            bool(record.get("dicom")),
+            bool(record.get("dicom")), uncertain=bool(record.get("uncertainty")),
         )  # fmt: skip
         try:
             served = engine.find(record["model_version"])  # the version of when it was accepted

@@ -1,7 +1,8 @@
 """Jobs as folders: what was accepted is on disk before it is answered, and outlives every process.
 
-`<id>/volume.nii`, `<id>/job.json`, and `<id>/mask.nii.gz` or `<id>/mask.dcm` when it is done. Who works on a job holds
-the lock on `<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
+`<id>/volume.nii`, `<id>/job.json`, and when it is done `<id>/mask.nii.gz` or `<id>/mask.dcm` with `<id>/mask.png`, and
+the maps `mask.entropy.nii.gz` and `mask.disagreement.nii.gz` where they were asked for. Who works on a job holds the lock
+on `<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 
 from dropgen.errors import DropGenError
 from dropgen.manifest import read_json, write_json
+from dropgen.serving.quality import DISAGREEMENT, ENTROPY, PREVIEW, remove_beside
 
 ID = re.compile(r"[0-9a-f]{32}")
 UNFINISHED = ("accepted", "running")
 MAX_ATTEMPTS = 3  # a job that took three replicas with it is not given a fourth
 VOLUME, MASK, DICOM_MASK = "volume.nii", "mask.nii.gz", "mask.dcm"
+PARTS = {"preview": PREVIEW, "entropy": ENTROPY, "disagreement": DISAGREEMENT}
 RECORD, LOCK, CANCEL = "job.json", "lock", "cancel"
 
 
@@ -108,6 +111,18 @@ class Jobs:
         except FileNotFoundError:
             raise UnknownJobError("the job has no mask; ask for its state first") from None
 
+    def beside(self, identity: str, who: str, part: str) -> bytes | None:
+        """One of `PARTS` of a job that is done; None where it has none.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        self.read(identity, who)
+        try:
+            return (self._folder / identity / f"mask{PARTS[part]}").read_bytes()
+        except FileNotFoundError:
+            return None
+
     def cancel(self, identity: str, who: str) -> dict[str, Any]:
         """Cancels a job: at once, or, where a replica is at it, at its next window.
 
@@ -150,6 +165,7 @@ class Jobs:
         record = dict(read_json(folder / RECORD)) | {"state": state, "changed": time.time(), **fields}
         if state != "done":
             (folder / mask_name(record)).unlink(missing_ok=True)
+            remove_beside(folder / MASK)
         write_json(folder / RECORD, record)
         (folder / VOLUME).unlink(missing_ok=True)
         return record

@@ -150,7 +150,7 @@ class Line:
         self, mask: Path, result: Segmented, findings: Findings, seg: Encoded | None, sha256: str, again: bool
     ) -> None:
         """Writes a mask and what stands beside it, after their line in the audit log."""
-        content = mask_to_bytes(result.mask.array, result.mask.affine, self.model.note)
+        content = mask_to_bytes(result.mask.array, result.mask.affine, self.model.note, self.model.comment)
         made = {"run": self.run, "input_sha256": sha256, "output_sha256": _sha256(content)}
         if not (again and seg is None and self.audit.holds(**made)):  # the dead worker may have got so far
             dicom = {} if seg is None else {"sop_instance_uid": seg.uid, "dicom_sha256": _sha256(seg.content)}

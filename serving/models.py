@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -58,6 +59,17 @@ class Model:
     def note(self) -> str:
         """What the header of a mask says of it, which has room for 79 ASCII characters."""
         return f"{RESEARCH_ONLY}; {self.name} {self.version}".encode("ascii", "replace").decode()[:79]
+
+    @property
+    def comment(self) -> str:
+        """What a mask says of itself in full: who made it, what for, and what its values are in a terminology; JSON."""
+        values = self.regions or tuple((value,) for value in range(1, len(self.classes)))
+        segments = [
+            {"name": name, "values": list(held), "code": dict(self.codes[name]) if name in self.codes else None}
+            for name, held in zip(self.classes[1:], values, strict=True)
+        ]
+        made_by = {"algorithm": self.name, "version": self.version, "digest": self.digest, "use": RESEARCH_ONLY}
+        return json.dumps({**made_by, "segments": segments})
 
     @classmethod
     def of(cls, bundle: Path, uri: str) -> Model:

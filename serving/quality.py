@@ -87,14 +87,23 @@ def find(
     )
 
 
-def write_beside(mask: Path, segmented: Segmented, findings: Findings, classes: Sequence[str]) -> None:
+def write_beside(
+    mask: Path, segmented: Segmented, findings: Findings, classes: Sequence[str], title: str | None = None
+) -> None:
     """Writes the preview of a mask `<case>.nii.gz`, and its maps where there are any.
+
+    Args:
+        mask: Where the mask is, or will be.
+        segmented: The mask with its scan.
+        findings: What `find` said of it.
+        classes: Class names with background.
+        title: Of the preview; the case where None.
 
     Raises:
         OSError: A file cannot be written.
     """
     case = mask.name.removesuffix(".nii.gz")
-    figure = preview(segmented.image, segmented.mask.array, classes, case, findings.flags)
+    figure = preview(segmented.image, segmented.mask.array, classes, title or case, findings.flags)
     partial = mask.with_name(f".{case}{PREVIEW}.partial")
     figure.savefig(partial, format="png", dpi=110)
     partial.replace(mask.with_name(f"{case}{PREVIEW}"))

@@ -20,6 +20,7 @@ from dropgen.errors import VolumeError
 
 MAX_AXIS = 4096  # voxels; beyond any scanner, so a header that says more is damaged
 MAX_VOXELS = 2**31
+COMMENT = 6  # code of a header extension of plain text (NIfTI-1.1)
 MIN_UNIT_DETERMINANT = 1e-6  # of the affine with its columns scaled to length 1: below, two axes coincide
 GZIP_MAGIC = b"\x1f\x8b"
 # What nibabel, gzip and NumPy raise between them for damaged headers and data.
@@ -123,9 +124,16 @@ def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
     write_volume(path, mask.astype(np.uint8), affine)
 
 
-def mask_to_bytes(mask: np.ndarray, affine: np.ndarray, note: str = "") -> bytes:
-    """A mask [X, Y, Z] as the bytes of a uint8 .nii.gz file, with a note as of `write_volume`."""
-    return _encode(mask.astype(np.uint8), affine, compress=True, note=note)
+def mask_to_bytes(mask: np.ndarray, affine: np.ndarray, note: str = "", comment: str = "") -> bytes:
+    """A mask [X, Y, Z] as the bytes of a uint8 .nii.gz file.
+
+    Args:
+        mask: Label values.
+        affine: [4, 4], voxel index to world mm.
+        note: As of `write_volume`.
+        comment: Of any length, for a header extension of code 6.
+    """
+    return _encode(mask.astype(np.uint8), affine, compress=True, note=note, comment=comment)
 
 
 def write_volume(path: Path, array: np.ndarray, affine: np.ndarray, note: str = "") -> None:
@@ -241,9 +249,11 @@ def _first(where: np.ndarray) -> tuple[int, int, int]:
     return int(x), int(y), int(z)
 
 
-def _encode(array: np.ndarray, affine: np.ndarray, compress: bool, note: str = "") -> bytes:
+def _encode(array: np.ndarray, affine: np.ndarray, compress: bool, note: str = "", comment: str = "") -> bytes:
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = note
+    if comment:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT, comment.encode()))
     data = bytes(image.to_bytes())
     return gzip.compress(data, compresslevel=3, mtime=0) if compress else data

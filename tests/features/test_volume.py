@@ -222,6 +222,16 @@ def test_a_note_in_the_header_changes_no_voxel(tmp_path: Path) -> None:
     assert read_note(path) is None and read_note(tmp_path / "b.nii.gz") is None
 
 
+def test_a_comment_of_any_length_stands_in_the_header_for_every_reader(tmp_path: Path) -> None:
+    path, mask = tmp_path / "a.nii.gz", np.arange(24).reshape(2, 3, 4)
+    comment = 500 * "größer "
+    path.write_bytes(mask_to_bytes(mask, AFFINE, "note", comment))
+    assert [one.text for one in nib.load(path).header.extensions] == [comment]
+    assert read_note(path) == "note"
+    assert np.array_equal(read_mask(path).array, mask)
+    assert mask_to_bytes(mask, AFFINE, "note", comment) == path.read_bytes()
+
+
 def test_a_4d_file_gives_one_volume_per_channel(tmp_path: Path) -> None:
     write_volume(tmp_path / "four.nii.gz", np.stack([ARRAY, -ARRAY], axis=-1), AFFINE)
     channels = read_channels(tmp_path / "four.nii.gz")

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread as read_image
 
+from dropgen.features.studies.prepare import prepare
 from dropgen.features.studies.volume import Volume, volume_from_bytes
 from dropgen.platform.evaluation.quality import record_classes
+from dropgen.platform.evaluation.uncertainty import predict_uncertain
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import register
 from dropgen.serving.api import create_api
-from dropgen.serving.engine import work_once
+from dropgen.serving.engine import Made, work_once
 from dropgen.serving.limits import Limits
 from dropgen.serving.models import Models
 from dropgen.serving.tokens import Tokens
@@ -71,6 +76,84 @@ def test_a_mask_unlike_those_of_the_training_is_flagged_in_its_answer_and_in_its
     assert findings["flags"] == [flag]
     counts = np.bincount(volume_from_bytes(direct.content).array.astype(int).ravel())
     assert findings["voxels"] == {"left": counts[1], "right": counts[2]}
+
+
+def test_how_sure_the_model_is_and_a_picture_are_given_where_they_are_asked_for(
+    registry: Path, segmenter: Segmenter, oblique_volume: Callable[[int], Volume]
+) -> None:
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, Models(registry, "blobs@champion", 2**30), Tokens({}), limits)
+    volume = oblique_volume(5)
+    body = nifti(volume.array, volume.affine)
+    labels, expected = predict_uncertain(segmenter, prepare([volume], segmenter.spec.preparation, None))
+    assert expected.entropy and expected.disagreement and expected.disagreement_map is not None
+
+    direct = call(api, "POST", "/v1/segment", content=body, params={"uncertainty": "true"})
+    assert float(direct.headers["X-Dropgen-Entropy"]) == pytest.approx(expected.entropy, abs=1e-4)
+    assert float(direct.headers["X-Dropgen-Disagreement"]) == pytest.approx(expected.disagreement, abs=1e-4)
+    plain = call(api, "POST", "/v1/segment", content=body)
+    assert plain.content == direct.content
+    assert "X-Dropgen-Entropy" not in plain.headers
+
+    key = {"Idempotency-Key": "scan-0077"}
+    sent = call(api, "POST", "/v1/jobs", content=body, params={"uncertainty": "true"}, headers=key)
+    assert call(api, "POST", "/v1/jobs", content=body, headers=key).status_code == 409
+    path = f"/v1/jobs/{sent.json()['id']}"
+    assert call(api, "GET", f"{path}/preview").status_code == 409  # not made yet
+    assert work_once(engine, jobs, limits.job_caps)
+    found = call(api, "GET", path).json()["findings"]
+    assert (found["entropy"], found["disagreement"]) == (
+        pytest.approx(expected.entropy, abs=1e-4),
+        pytest.approx(expected.disagreement, abs=1e-4),
+    )
+    assert call(api, "GET", f"{path}/result").headers["X-Dropgen-Entropy"] == direct.headers["X-Dropgen-Entropy"]
+    for part, array in (("entropy", expected.entropy_map), ("disagreement", expected.disagreement_map)):
+        answer = call(api, "GET", f"{path}/{part}")
+        assert answer.headers["Content-Type"] == "application/gzip"
+        np.testing.assert_array_equal(volume_from_bytes(answer.content).array, array)
+        np.testing.assert_allclose(volume_from_bytes(answer.content).affine, volume.affine, atol=1e-5)
+    picture = call(api, "GET", f"{path}/preview")
+    assert picture.headers["Content-Type"] == "image/png"
+    assert read_image(io.BytesIO(picture.content)).shape[1] > 500
+    np.testing.assert_array_equal(volume_from_bytes(call(api, "GET", f"{path}/result").content).array, labels)
+
+
+def test_a_job_that_did_not_ask_has_a_picture_and_no_maps_and_others_see_neither(
+    registry: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
+    limits = Limits(2**27)
+    anna, bert = ({"Authorization": f"Bearer {letter * 20}"} for letter in "ab")
+    tokens = Tokens({name: hashlib.sha256(20 * name[:1].encode()).hexdigest() for name in ("anna", "bert")})
+    api, engine, jobs = create_api(registry, Models(registry, "blobs@champion", 2**30), tokens, limits)
+    identity = call(api, "POST", "/v1/jobs", content=nifti(oblique_volume(5).array), headers=anna).json()["id"]
+    assert work_once(engine, jobs, limits.job_caps)
+    path = f"/v1/jobs/{identity}"
+    assert call(api, "GET", f"{path}/preview", headers=anna).status_code == 200
+    refused = call(api, "GET", f"{path}/entropy", headers=anna)
+    assert refused.status_code == 409
+    assert "?uncertainty=true" in refused.json()["error"]
+    assert call(api, "GET", f"{path}/preview", headers=bert).status_code == 404
+    assert call(api, "GET", f"{path}/volume.nii", headers=anna).status_code == 422
+
+
+def test_nothing_stands_beside_the_mask_of_a_job_that_was_cancelled_at_its_end(
+    registry: Path, oblique_volume: Callable[[int], Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(2**27)
+    api, engine, jobs = create_api(registry, Models(registry, "blobs@champion", 2**30), Tokens({}), limits)
+    identity = call(api, "POST", "/v1/jobs", content=nifti(oblique_volume(5).array)).json()["id"]
+    segment = engine.segment
+
+    def late(*words: Any, **named: Any) -> Made:
+        made = segment(*words, **named)
+        assert (registry / "service/jobs" / identity / "mask.png").exists()
+        jobs.cancel(identity, "anyone")
+        return made
+
+    monkeypatch.setattr(engine, "segment", late)
+    assert work_once(engine, jobs, limits.job_caps)
+    assert jobs.read(identity, "anyone")["state"] == "cancelled"
+    assert not list((registry / "service/jobs" / identity).glob("mask*"))
 
 
 def test_a_mask_that_was_made_before_a_death_is_neither_made_nor_audited_again(

@@ -170,6 +170,8 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
                 time.sleep(0.05)
             os.killpg(server.pid, signal.SIGINT)
             time.sleep(1)
+            with pytest.raises(ServiceError, match=r"starting, stopping or busy|cannot be reached"):
+                Client(ready["url"], token, patience=0).segment(registered.case.image)  # nobody new is let in
             stopping.set()
             answer = accepted.result(STOP_SECONDS)
         assert answer.status_code == 200, answer.text  # it was there first, so it is answered

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -70,7 +71,12 @@ def test_a_mask_says_in_its_header_who_made_it_and_what_it_is_for(scans: Path, t
     note = read_note(tmp_path / "masks" / "anna.nii.gz")
     assert note is not None
     assert note.startswith("research use only; toy ")
-    assert Model.of(bundle, "").version.startswith(note.rpartition(" ")[2])
+    model = Model.of(bundle, "")
+    assert model.version.startswith(note.rpartition(" ")[2])
+    (comment,) = nib.load(tmp_path / "masks" / "anna.nii.gz").header.extensions
+    said = json.loads(comment.text)
+    assert (said["algorithm"], said["version"], said["use"]) == ("toy", model.version, "research use only")
+    assert [(one["name"], one["values"]) for one in said["segments"]] == [("left", [1]), ("right", [2])]
 
 
 def test_broken_file_costs_that_file_only(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from dropgen.config import Component
 from dropgen.errors import RegistryError, TooLargeError, VolumeError
 from dropgen.platform.bundle import WEIGHTS_FILE
 from dropgen.platform.tracking import register
-from dropgen.serving.models import POLL_SECONDS, Models
+from dropgen.serving.models import POLL_SECONDS, Model, Models
 from tests_support.segmenters import make_segmenter
 
 
@@ -44,6 +45,21 @@ def test_moving_the_champion_is_the_rollout(root: Path) -> None:
         assert models.find().registered.version == "2"
     finally:
         register(root, root / "0" / "bundle", "a", "champion")
+
+
+def test_a_masks_comment_has_the_codes_of_classes_and_the_values_of_regions() -> None:
+    tumour = {"scheme": "SCT", "value": "108369006", "meaning": "Neoplasm", "abnormal": True}
+    model = Model("", "d", ("background", "tumour", "core"), "brain", "3", {"tumour": tumour}, ((1, 2), (2,)))
+    assert json.loads(model.comment) == {
+        "algorithm": "brain",
+        "version": "3",
+        "digest": "d",
+        "use": "research use only",
+        "segments": [
+            {"name": "tumour", "values": [1, 2], "code": tumour},
+            {"name": "core", "values": [2], "code": None},
+        ],
+    }
 
 
 def test_the_least_recently_used_leaves_first_and_the_sum_stays_below_the_cap(
