@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ POLL_SECONDS = 10  # between looks for a job, at most
 JOB_BYTES = 32 * 2**20  # from here on a volume is sent as a job, as the page does; on a CPU it takes minutes
 VOLUME_TYPE, ZIP_TYPE = "application/octet-stream", "application/zip"
 UNREADY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+# Serve's proxy forgets the routes of an application that stops before its last answers are given.
+GONE = (*UNREADY, httpx.codes.NOT_FOUND)
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,13 @@ class Client:
             again = {} if tries == 1 else {RETRY_HEADER: "1"}
             answer = self._send(method, path, headers=headers | again, **request)
             busy = answer.status_code == httpx.codes.TOO_MANY_REQUESTS
-            if not (busy or _died(answer) or _unready(answer)):
+            gone = _by_proxy(answer, GONE)
+            if not (busy or _died(answer) or gone):
                 break
             deaths += _died(answer)
             now, kind = time.monotonic(), "busy" if busy else "lost"
             if now - first.setdefault(kind, now) >= (ANSWER_SECONDS if busy else self._patience):
-                if _unready(answer):
+                if gone:
                     raise _not_ready(self.url, answer)
                 if busy or deaths >= DEATHS:
                     break
@@ -211,7 +214,7 @@ class Client:
 
     def _ready(self, method: str, path: str) -> httpx.Response:
         answer = self._send(method, path)
-        if _unready(answer):
+        if _by_proxy(answer, UNREADY):
             raise _not_ready(self.url, answer)
         return answer
 
@@ -232,12 +235,12 @@ def _bytes(path: Path) -> bytes:
 
 def _died(answer: httpx.Response) -> bool:
     """Whether Serve's proxy says that a replica failed to answer."""
-    return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not _from_service(answer)
+    return _by_proxy(answer, (httpx.codes.INTERNAL_SERVER_ERROR,))
 
 
-def _unready(answer: httpx.Response) -> bool:
-    """Whether a proxy says that there is nobody to answer."""
-    return answer.status_code in UNREADY and not _from_service(answer)
+def _by_proxy(answer: httpx.Response, codes: Collection[int]) -> bool:
+    """Whether it is a proxy that says one of these: a replica's refusals are JSON with a sentence."""
+    return answer.status_code in codes and not answer.headers.get("Content-Type", "").startswith("application/json")
 
 
 def _not_ready(url: str, answer: httpx.Response) -> ServiceError:
@@ -250,11 +253,6 @@ def _wait(answer: httpx.Response, tries: int) -> float:
         return max(0.0, float(answer.headers["Retry-After"]))
     except (KeyError, ValueError):  # none, or a date
         return secrets.SystemRandom().uniform(0.5, 1.0) * min(float(RETRY_SECONDS), 0.5 * 2.0**tries)
-
-
-def _from_service(answer: httpx.Response) -> bool:
-    """Whether a replica speaks, whose refusals are JSON with a sentence, and no proxy before it."""
-    return bool(answer.headers.get("Content-Type", "").startswith("application/json"))
 
 
 def _sentence(answer: httpx.Response) -> str:

@@ -1,8 +1,8 @@
 """Jobs as folders: what was accepted is on disk before it is answered, and outlives every process.
 
 `<id>/volume.nii`, `<id>/job.json`, and when it is done `<id>/mask.nii.gz` or `<id>/mask.dcm` with `<id>/mask.png`, and
-the maps `mask.entropy.nii.gz` and `mask.disagreement.nii.gz` where they were asked for. Who works on a job holds the lock
-on `<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
+the maps `mask.entropy.nii.gz` and `mask.disagreement.nii.gz` where they were asked for. Who works on a job holds the
+lock on `<id>/lock`; the kernel takes it back when that process dies, however it dies, and the next one goes on.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ MASK = mask_to_bytes(np.ones((3, 4, 5), np.uint8), np.eye(4))
 BUSY = (429, "application/json", b'{"error": "16 volumes are waiting already"}', {"Retry-After": "0.3"})
 DIED = (500, "text/plain", b"Internal Server Error", {})
 NOBODY = (503, "text/plain", b"no replica", {})
+NO_ROUTE = (404, "text/plain", b"Path '/v1/segment' not found", {})  # Serve's proxy, of an application that stops
 DONE = (200, "application/gzip", MASK, {})
 Reply = tuple[int, str, bytes, dict[str, str]]
 
@@ -82,11 +83,11 @@ def job(state: str, **more: str) -> Reply:
 
 
 def test_a_full_queue_a_dead_replica_and_none_at_all_are_waited_for_with_one_request_id(scan: Path) -> None:
-    with playing(BUSY, DIED, NOBODY, DONE) as server:
+    with playing(BUSY, DIED, NOBODY, NO_ROUTE, DONE) as server:
         answer = Client(server.url).ask(scan.read_bytes(), "application/octet-stream", "scan")
-    assert (answer.mask, answer.tries) == (MASK, 4)
+    assert (answer.mask, answer.tries) == (MASK, 5)
     assert {headers["x-request-id"] for _, _, headers in server.seen} == {answer.request}
-    assert ["x-dropgen-retry" in headers for _, _, headers in server.seen] == [False, True, True, True]
+    assert ["x-dropgen-retry" in headers for _, _, headers in server.seen] == [False, True, True, True, True]
     assert server.times[1] - server.times[0] >= 0.3  # as long as it was told
 
 
@@ -94,6 +95,11 @@ def test_patience_with_a_service_that_does_not_answer_ends_and_an_interrupt_ends
     with playing(NOBODY, NOBODY) as server, pytest.raises(ServiceError, match="answers 503"):
         Client(server.url, patience=0.1).segment(scan)
     assert len(server.seen) == 2
+    with playing(NO_ROUTE) as server, pytest.raises(ServiceError, match="answers 404"):
+        Client(server.url, patience=0).segment(scan)
+    missing = (404, "application/json", b'{"error": "no model of this name"}', {})
+    with playing(missing) as server, pytest.raises(VolumeError, match="no model of this name"):
+        Client(server.url).segment(scan)
     stop = threading.Event()
     stop.set()
     with playing((*BUSY[:3], {"Retry-After": "3600"})) as server, pytest.raises(ServiceError, match="not waited for"):
