@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dropgen import __version__
+from dropgen import __version__, memory
 from dropgen.config import Component
 from dropgen.errors import DropGenError, ResourceError, VolumeError
 from dropgen.features.extractors import Extractor, build, extract
@@ -99,6 +99,8 @@ class Worker:
             raise
         except DropGenError as error:
             problem = f"case {work.case.id}: {str(error).removeprefix(f'case {work.case.id}: ')}"
+        finally:
+            memory.give_back()
         return Outcome(problem, f"{socket.gethostname()}:{os.getpid()}", began, time.monotonic(), extracting)
 
     def _write(self, work: Work) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dropgen import memory
 from dropgen.console import warn
 from dropgen.errors import DropGenError, TooLargeError, VolumeError
 from dropgen.features.studies.prepare import prepare
@@ -162,6 +163,7 @@ class Engine:
         finally:
             (folder / VOXELS).unlink(missing_ok=True)
             shutil.rmtree(folder / HEADERS, ignore_errors=True)
+            memory.give_back()
             self._turn.release()
 
     def record(self, mask: bytes, served: Served, order: Order, uid: str | None = None) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import psutil
@@ -53,3 +54,14 @@ def test_the_tightest_limit_is_what_is_available(monkeypatch: pytest.MonkeyPatch
     assert memory.available() == 7 * MIB
     monkeypatch.setattr(memory, "group_room", lambda: iter([2**62]))
     assert 0 < memory.available() < 2 * free
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_what_was_freed_below_a_block_in_use_goes_back_to_the_system() -> None:
+    process = psutil.Process()
+    blocks = [bytes([1]) * 4096 for _ in range(25_000)]
+    kept, taken = blocks[-1], process.memory_info().rss
+    blocks.clear()
+    memory.give_back()
+    assert process.memory_info().rss < taken - 50 * MIB
+    assert len(kept) == 4096

@@ -49,7 +49,7 @@ mind, root = Component.of("mind"), Path(sys.argv[2])
 study, store = load_study(Path(sys.argv[1]), root), FeatureStore(root / "store")
 works = missing_work(study, StudyIndex.of(study, build(mind), "float16"), store)
 worker = Worker(Recipe(store, study, mind, "float16", "commit"))
-extract(build(mind), np.zeros((16, 16, 16), np.float32))
+extract(build(mind), np.zeros((1, 16, 16, 16), np.float32))
 before = memory("VmRSS")
 with ThreadPoolExecutor(int(sys.argv[3])) as threads:
     assert [outcome.problem for outcome in threads.map(worker.run, works)] == [None] * len(works)

@@ -24,6 +24,7 @@ from dropgen.features.extractors.tiles import WORKING_BYTES, legal_shape, peak_b
 from tests_support.anatomix import CHANNELS, textured, weights
 
 LIBRARIES_BYTES = 64 * 2**20  # oneDNN and the heap: the same call took 178 to 260 MiB for anatomix
+FLOAT16_ROUNDING = 3e-4  # RMS error of storing as float16, in a channel's standard deviations: docs/feature-store.md
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Says how far memory rose while a volume was extracted, above what it was after a small one.
 EXTRACTING = """
@@ -221,5 +222,5 @@ def test_the_error_of_mind_in_tiles_falls_with_the_halo_to_nothing_at_its_locali
 def test_the_error_of_anatomix_in_tiles_falls_with_the_halo(kind: str, tmp_path: Path) -> None:
     anatomix = Anatomix(str(weights(tmp_path, kind)))
     rms = seam_errors(anatomix, f"anatomix, {kind}", textured((288, 32, 32)), (16, 32, 48, 64, 80, 96, 112))
-    assert rms[HALO] < 1e-5  # float16 rounds by 3e-4
+    assert rms[HALO] < FLOAT16_ROUNDING / 10
     assert rms[112] < 1e-6
