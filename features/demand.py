@@ -18,7 +18,7 @@ from dropgen.features.studies.study import Study
 from dropgen.features.studies.volume import read_grid
 from dropgen.features.worker import Work
 
-# What glibc keeps of blocks that were freed in the extractor, of up to 32 MB each: one volume of 96 voxels per edge, for
+# What glibc keeps of blocks that were freed in the extractor, of up to 32 MB each: a volume of 96 voxels per edge, for
 # which 290 MiB are counted, took 238 to 374 MiB.
 HEAP_BYTES = 96 * 2**20
 
