@@ -137,6 +137,9 @@ def test_on_whole_studies_the_rows_of_the_page(data: Path, tmp_path: Path, name:
     rule = "target_validation" if name == "demo" else "source_validation"  # the real ones are shown at one site
     bench = tiny_bench(tmp_path, study=str(study), features=features, selection={"rule": rule})
     rows = compare_geometry(bench, tmp_path)
+    if (name, extractor) == ("cardiac", "anatomix"):
+        assert rows == []  # too few slices for a network with four downsamplings
+        return
     assert exact(rows) == (extractor == "mind")
     for kind, amount in dict.fromkeys((row.kind, row.amount) for row in rows):
         found = of(rows, kind, amount)
