@@ -99,7 +99,8 @@ def test_a_method_that_needs_online_features_has_them_beside_one_with_stored(roo
     assert [bench.source(build(trial.method)) for trial in trials_of(bench.experiment)] == ["stored", "online", None]
     dropgen, mixed, _ = trials_of(bench.experiment)
     for trial, stored in ((dropgen, True), (mixed, False)):
-        assert make_batches(bench, trial, build(trial.method), 12, Workers(), "cpu").stored is stored
+        made = make_batches(bench, trial, build(trial.method), 12, Workers(), "cpu")
+        assert made.online_share == (0 if stored else 1)
     case = bench.study.split("val")[0]
     assert bench.stored(case, build(dropgen.method))[1] is not None
     assert bench.stored(case, build(mixed.method))[1] is None

@@ -132,6 +132,7 @@ def test_a_benchmark_of_bad_shape_is_refused_before_anything_is_written(tmp_path
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_resident_memory_is_what_was_planned_and_a_part_of_what_whole_logits_take(tmp_path: Path) -> None:
     rows = {row["peer"]: row for row in bench_memory(MemoryBench(shape=(320, 192, 160), crop=32), tmp_path)}
     for name in ("slabs", "slabs, MIND"):

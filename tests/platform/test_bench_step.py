@@ -64,7 +64,7 @@ def test_every_contender_trains_equally_many_new_steps_and_leaves_no_loader_behi
 def test_online_and_stored_differ_in_their_batches_source_alone(measured: Any) -> None:
     contenders, _, _ = measured
     for contender in contenders:
-        assert contender.batches.stored == (contender.features == "stored")
+        assert contender.batches.online_share == (contender.features != "stored")
         assert (contender.batches.extractor is None) == (contender.method == "erm")
         assert contender.batches.augmentation.affine
         assert contender.batches.augmentation.intensity

@@ -32,7 +32,7 @@ def batches(bench: Workbench) -> Batches:
     plan = SamplePlan(1, shapes, (16, 16, 16), lambda generator: method.draw(generator, 12), True, True, 0.5)
     keys = {case.id: bench.index.keys[case.id] for case in cases}
     augmentation = bench.experiment.training.augmentation
-    return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), True, augmentation, "cpu")
+    return Batches(plan, (0, 1), method, 3, bench.store, keys, Mind(), 0, augmentation, "cpu")
 
 
 def test_a_batch_differs_only_in_its_features_and_there_by_less_than_a_hundredth(

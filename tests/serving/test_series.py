@@ -111,7 +111,7 @@ def test_a_job_of_one_format_is_not_the_job_of_the_other(served: Path) -> None:
     key = {"Idempotency-Key": "series-0001"}
     assert post(served, zipped(scan()), "/v1/jobs", headers=ZIP | key | {"Accept": "application/dicom"}).is_success
     other = post(served, zipped(scan()), "/v1/jobs", headers=ZIP | key)
-    assert (other.status_code, "or format" in other.json()["error"]) == (409, True)
+    assert (other.status_code, "another volume, model, modality, format" in other.json()["error"]) == (409, True)
 
 
 def test_the_modality_is_the_tags_and_a_request_cannot_say_another(served: Path) -> None:
