@@ -6,6 +6,8 @@ is written last, everything is flushed, and one rename publishes the entry.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -14,7 +16,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_entry(target: Path, fill: Callable[[Path], None], provenance: Mapping[
         _publish(folder, target)
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging(target: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
     """A private folder beside an entry, gone afterwards whatever happens.
 
@@ -205,18 +206,35 @@ def _write_commit(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Renames a finished folder onto its name, where a folder with a commit record stays as it is."""
-    if not (target / COMMIT).is_file():
-        if target.exists():  # half deleted: a rename refuses a folder that is not empty
-            old = aside(target)
-            target.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
+    """Renames a finished folder onto its name, where a whole entry stays as it is.
+
+    The rename comes first and the looking afterwards: an entry that another writer publishes between a look and a
+    rename would else be taken for half of one and removed.
+    """
+    while True:
         try:
             staging.rename(target)
-        except OSError:
-            if not (target / COMMIT).is_file():
+            break
+        except OSError as error:  # a rename refuses a name that a folder with files has
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            if (target / COMMIT).is_file():
+                break
+            _clear(target)
     _flush(target.parent)
+
+
+def _clear(target: Path) -> None:
+    """Empties half a deleted entry, by its descriptor: an entry that takes its name meanwhile is not touched."""
+    with contextlib.suppress(FileNotFoundError):  # another writer was first
+        descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = os.listdir(descriptor)  # noqa: PTH208 - pathlib knows no descriptors
+            for name in () if COMMIT in names else names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

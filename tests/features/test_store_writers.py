@@ -8,16 +8,18 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dropgen.errors import ResourceError
-from dropgen.features.store import FeatureStore
-from dropgen.features.store.entry import COMMIT
+from dropgen.features.store import FeatureStore, entry
+from dropgen.features.store.entry import COMMIT, write_entry
 from tests_support.disks import small_disk
 from tests_support.stores import filled, leftovers
 
@@ -52,6 +54,35 @@ def start(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
     process.stdin.flush()
+
+
+def test_an_entry_that_one_of_many_writers_has_published_is_never_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interval = sys.getswitchinterval()
+    monkeypatch.setattr(entry, "_flush", lambda path: None)  # it is the renames that race
+    sys.setswitchinterval(1e-6)
+    try:
+        for key in range(120):
+            target, together = tmp_path / "labels" / f"k{key}", threading.Barrier(4)
+            if key % 3 == 0:  # half of one lies in the way
+                target.mkdir(parents=True)
+                (target / "c.0.0.0").touch()
+
+            def fill(folder: Path, together: threading.Barrier = together) -> None:
+                (folder / "c.0.0.0").write_bytes(b"1")
+                together.wait()
+
+            def write(_: int, target: Path = target) -> int:
+                write_entry(target, fill, {})
+                return (target / COMMIT).stat().st_ino
+
+            with ThreadPoolExecutor(4) as writers:
+                seen = set(writers.map(write, range(4)))
+            assert seen == {(target / COMMIT).stat().st_ino}
+            assert not list(target.parent.glob(".*"))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_the_first_of_two_writers_stays(store: FeatureStore) -> None:
