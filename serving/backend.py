@@ -19,7 +19,7 @@ from dropgen.errors import TooLargeError, VolumeError
 from dropgen.features.studies.prepare import Prepared, prepare
 from dropgen.features.studies.volume import Volume, read_grid
 from dropgen.platform.evaluation.memory import READING_BYTES, MemoryPlan, gib
-from dropgen.platform.evaluation.uncertainty import MAPS, Uncertainty, extra_passes, predict_uncertain
+from dropgen.platform.evaluation.uncertainty import MAPS, Uncertainty, extra_passes, predict_asked
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.adapted import adapt
 from dropgen.serving.cases import Loaded, Scan
@@ -126,10 +126,7 @@ class LocalModel:
         with self._turn:
             self._require_time()
             entered = time.monotonic()
-            if self._recipe.uncertain:
-                array, uncertainty = predict_uncertain(self.segmenter, prepared)
-            else:
-                array, uncertainty = self.segmenter.predict_native(prepared), None
+            array, uncertainty = predict_asked(self.segmenter, prepared, self._recipe.uncertain)
             return array, uncertainty, (entered, time.monotonic())
 
     def about(self, scans: Iterable[Scan], in_flight: int) -> list[str]:

@@ -20,7 +20,7 @@ from dropgen.features.studies.volume import Volume, mask_to_bytes
 from dropgen.manifest import read_json, write_bytes
 from dropgen.platform.card import RESEARCH_ONLY
 from dropgen.platform.evaluation.memory import READING_BYTES, gib
-from dropgen.platform.evaluation.uncertainty import MAPS, predict_uncertain
+from dropgen.platform.evaluation.uncertainty import MAPS, predict_asked
 from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.decode import Wanted, decode
 from dropgen.serving.dicom_out import encode
@@ -143,10 +143,7 @@ class Engine:
                 spec = segmenter.spec
                 prepared = prepare((volume,), spec.preparation, modality)
                 with _before_windows(segmenter, require_wanted):
-                    if order.uncertain:
-                        labels, uncertainty = predict_uncertain(segmenter, prepared)
-                    else:
-                        labels, uncertainty = segmenter.predict_native(prepared), None
+                    labels, uncertainty = predict_asked(segmenter, prepared, order.uncertain)
                 del prepared
                 mask = Volume(labels, volume.affine)
                 segmented = Segmented(volume, mask, uncertainty)

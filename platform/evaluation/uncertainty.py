@@ -46,6 +46,11 @@ def extra_passes(segmenter: Segmenter) -> int:
     return 2 if isinstance(segmenter.method, Joint) else 0
 
 
+def predict_asked(segmenter: Segmenter, prepared: Prepared, uncertain: bool) -> tuple[np.ndarray, Uncertainty | None]:
+    """The mask of `predict_native`, and how sure it is where that is asked."""
+    return predict_uncertain(segmenter, prepared) if uncertain else (segmenter.predict_native(prepared), None)
+
+
 def predict_uncertain(segmenter: Segmenter, prepared: Prepared) -> tuple[np.ndarray, Uncertainty]:
     """The mask that `predict_native` gives, and how sure it is.
 
