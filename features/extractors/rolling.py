@@ -29,11 +29,9 @@ def rolls(extractor: Extractor, depth: int) -> bool:
 
 def rolling_bytes(extractor: Extractor, shape: Shape, axis: int, depth: int) -> int:
     """Memory that `RollingFeatures` takes: the planes of a window, and the work on one slab with its halo."""
-    assert extractor.halo != "global"
-    voxels = math.prod(shape)
-    slab = min(depth + 2 * extractor.halo, shape[axis]) * (voxels // shape[axis])
-    held = 4 * extractor.channels * (depth * (voxels // shape[axis]) + slab)
-    return held + min(ROLLING_BYTES, extractor.tile_bytes * extractor.channels * voxels)
+    plane = math.prod(shape) // shape[axis]
+    held = 4 * extractor.channels * (depth + _slab_depth(extractor, shape, axis, depth)) * plane
+    return held + _working_bytes(extractor, shape, axis, depth)
 
 
 class RollingFeatures:
@@ -52,8 +50,10 @@ class RollingFeatures:
     def __init__(self, extractor: Extractor, unit_mxyz: np.ndarray, axis: int, depth: int, device: str) -> None:
         self._extractor, self._unit_mxyz, self._device = extractor, unit_mxyz, device
         self._axis, self._depth = axis, depth
-        self._stats = fit(extractor, unit_mxyz, device, ROLLING_BYTES)
-        held = [depth if index == axis else size for index, size in enumerate(unit_mxyz.shape[1:])]
+        shape = unit_mxyz.shape[1:]
+        self._working_bytes = _working_bytes(extractor, shape, axis, depth)
+        self._stats = fit(extractor, unit_mxyz, device, self._working_bytes)
+        held = [depth if index == axis else size for index, size in enumerate(shape)]
         self._held_cxyz = np.empty((extractor.channels, *held), np.float32)
         self._start = self._stop = 0
 
@@ -74,7 +74,19 @@ class RollingFeatures:
         assert halo != "global"
         first, last = max(0, start - halo), min(self._unit_mxyz.shape[1 + self._axis], stop + halo)
         seen_mxyz = self._unit_mxyz[:, *along(self._axis, slice(first, last))]
-        seen_cxyz, _ = extract(self._extractor, seen_mxyz, self._device, ROLLING_BYTES, self._stats)
+        seen_cxyz, _ = extract(self._extractor, seen_mxyz, self._device, self._working_bytes, self._stats)
         for plane, places in runs(start, stop, self._depth):
             part = slice(plane - first, plane - first + places.stop - places.start)
             self._held_cxyz[:, *along(self._axis, places)] = seen_cxyz[:, *along(self._axis, part)]
+
+
+def _working_bytes(extractor: Extractor, shape: Shape, axis: int, depth: int) -> int:
+    """What the work on one slab takes, and so what a part of the whole volume may take while it is fitted."""
+    voxels = _slab_depth(extractor, shape, axis, depth) * (math.prod(shape) // shape[axis])
+    return min(ROLLING_BYTES, extractor.tile_bytes * extractor.channels * voxels)
+
+
+def _slab_depth(extractor: Extractor, shape: Shape, axis: int, depth: int) -> int:
+    """Planes that are extracted at once: those of a window and the halo on either side."""
+    assert extractor.halo != "global"
+    return min(depth + 2 * extractor.halo, shape[axis])

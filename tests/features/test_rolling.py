@@ -12,6 +12,7 @@ from dropgen.config import Component
 from dropgen.features.extractors import Extractor, build, extract
 from dropgen.features.extractors.mind import Mind
 from dropgen.features.extractors.rolling import RollingFeatures, rolling_bytes, rolls
+from dropgen.features.planes import Box
 
 Shape = tuple[int, int, int]
 
@@ -87,3 +88,19 @@ def test_memory_grows_with_the_depth_and_not_with_the_volume() -> None:
     mind = Mind()
     short, long = (rolling_bytes(mind, (edge, 512, 300), 0, 64) for edge in (256, 512))
     assert short == long < 4 * 12 * 512 * 512 * 300
+
+
+def test_a_volume_is_fitted_in_no_larger_a_part_than_one_slab() -> None:
+    fitted: list[int] = []
+
+    class Fitted(Mind):
+        def fit(self, image_b1xyz: Tensor, inner: Box = (slice(None),) * 3) -> Tensor:
+            fitted.append(image_b1xyz[0, 0].numel())
+            return super().fit(image_b1xyz, inner)
+
+    mind, unit = Fitted(), np.random.default_rng(0).random((1, 64, 9, 8), np.float32)
+    RollingFeatures(mind, unit, 0, 10, "cpu")
+    slab = (10 + 2 * mind.halo) * 9 * 8
+    assert len(fitted) > 1
+    assert max(fitted) <= slab
+    assert rolling_bytes(mind, (64, 9, 8), 0, 10) == mind.channels * (mind.tile_bytes * slab + 4 * (slab + 10 * 9 * 8))
