@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,10 @@ from dropgen.serving.client import Client
 from dropgen.serving.models import named_by
 from dropgen.serving.quality import Segmented
 from dropgen.serving.room import Room, plan_room, together
+
+# The model's thread takes the interpreter again after every operation, and waits so long where another has it. With
+# Python's 5 ms a picture that was drawn beside it made it 1.30 times as slow, with this 1.13 times.
+SWITCH_SECONDS = 0.0005
 
 Read = Callable[[Scan], AbstractContextManager[Loaded]]
 Segment = Callable[[Scan], AbstractContextManager[Segmented]]  # what a scan takes in memory is held for the block
@@ -91,6 +96,7 @@ class LocalModel:
         self.segmenter = segmenter
         self._maps = MAPS if recipe.uncertain else 0
         self._turn = threading.Lock()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._room = Room(segmenter, lambda: memory.available() // processes)
 
     @contextlib.contextmanager

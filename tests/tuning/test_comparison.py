@@ -127,7 +127,7 @@ def test_the_demo_compares_whatever_can_run_on_its_study(tmp_path: Path) -> None
     assert Component.of("dropgen", p=0.0) in found.experiment.methods
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_session")
 def test_a_comparison_is_one_table_with_every_method_and_every_reason(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
