@@ -247,6 +247,8 @@ class StoreLife(RuleBasedStateMachine):
         return status.st_ino, status.st_mtime_ns
 
 
+POINTS = 50  # different operations at whose beginning a process was killed
+ROUNDS = 8  # of 25 lives; two gave 43 to 72 points, by what was drawn
 QUICK = settings(max_examples=6, stateful_step_count=10, suppress_health_check=list(HealthCheck))
 
 
@@ -262,12 +264,15 @@ def test_no_crash_costs_more_than_the_volumes_in_flight() -> None:
 @pytest.mark.parametrize("part", range(4))  # of the night, each with other lives and its own count
 def test_no_crash_costs_more_than_the_volumes_in_flight_in_many_lives(part: int) -> None:
     StoreLife.killed.clear()
-    began = time.perf_counter()
-    run_state_machine_as_test(StoreLife, settings=settings(QUICK, max_examples=50, stateful_step_count=30))
-    at_once = {death for cause, death in StoreLife.killed if cause == signal.SIGKILL}
+    began, at_once = time.perf_counter(), set[Death]()
+    for _ in range(ROUNDS):
+        run_state_machine_as_test(StoreLife, settings=settings(QUICK, max_examples=25, stateful_step_count=30))
+        at_once = {death for cause, death in StoreLife.killed if cause == signal.SIGKILL}
+        if len(at_once) >= POINTS:
+            break
     sys.stdout.write(
         f"\npart {part}: {StoreLife.killed.total()} processes killed at {len(StoreLife.killed)} points, {len(at_once)} "
         f"by SIGKILL at the beginning of an operation, the others by SIGALRM within 0.5 ms; "
         f"{time.perf_counter() - began:.0f} s\n"
     )
-    assert len(at_once) >= 50
+    assert len(at_once) >= POINTS
