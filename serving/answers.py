@@ -10,11 +10,11 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from dropgen.platform.card import RESEARCH_ONLY
+from dropgen.serving.headers import FLAGS_HEADER
 
 MODEL_HEADER = "X-Dropgen-Model"
 VERSION_HEADER = "X-Dropgen-Version"
 USE_HEADER = "X-Dropgen-Use"
-FLAGS_HEADER = "X-Dropgen-Flags"
 ENTROPY_HEADER, DISAGREEMENT_HEADER = "X-Dropgen-Entropy", "X-Dropgen-Disagreement"
 MASK_TYPE = "application/gzip"
 DICOM_TYPE = "application/dicom"

@@ -25,7 +25,7 @@ from dropgen.platform.segmenter import Segmenter
 from dropgen.serving.adapted import adapt
 from dropgen.serving.cases import Loaded, Scan
 from dropgen.serving.client import Client
-from dropgen.serving.models import named_by
+from dropgen.serving.models import Model, named_by
 from dropgen.serving.quality import Segmented
 from dropgen.serving.room import Room, plan_room, together
 
@@ -169,12 +169,14 @@ class Service:
 
     Args:
         client: The service.
+        model: The version that makes every mask, because it is the one that is told of them.
         modality: As for `Recipe`.
         read: How a scan is read.
     """
 
-    def __init__(self, client: Client, modality: str | None, read: Read = read_here) -> None:
+    def __init__(self, client: Client, model: Model, modality: str | None, read: Read = read_here) -> None:
         self._client = client
+        self._model = model.pinned
         self._modality = modality
         self._read = read
 
@@ -190,10 +192,11 @@ class Service:
         with self._read(scan) as loaded:
             entered = time.monotonic()
             if scan.series:
-                mask = self._client.segment_series(scan.paths, modality)
+                answer = self._client.segment_series(scan.paths, modality, self._model)
             else:
-                mask = self._client.segment(scan.paths[0], modality)
-            yield Segmented(loaded.channels[0], mask, None, loaded.slices, (entered, time.monotonic()))
+                answer = self._client.segment(scan.paths[0], modality, self._model)
+            span = (entered, time.monotonic())
+            yield Segmented(loaded.channels[0], answer.volume, None, loaded.slices, span, answer.flags)
 
 
 def _reading(scan: Scan) -> MemoryPlan:

@@ -177,7 +177,8 @@ def open_work(arguments: argparse.Namespace, scans: int, read: Read = read_here)
         if arguments.workers or arguments.address is not None:
             raise ConfigError("--url excludes --workers and --address; the service has its own replicas")
         client = Client(arguments.url, client_token(arguments.root, arguments.token_file, arguments.url), stop=stop)
-        segment, model = Service(client, arguments.modality, read).segment, client.model()
+        model = client.model()
+        segment = Service(client, model, arguments.modality, read).segment
         if model.channels:
             raise ConfigError(
                 f"{model.uri} takes images of {len(model.channels)} channels, {', '.join(model.channels)}, and a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import secrets
 import threading
 import time
@@ -18,7 +19,7 @@ import httpx
 
 from dropgen.errors import ServiceError, VolumeError
 from dropgen.features.studies.volume import Volume, volume_from_bytes
-from dropgen.serving.headers import REQUEST_HEADER, RETRY_HEADER
+from dropgen.serving.headers import FLAGS_HEADER, REQUEST_HEADER, RETRY_HEADER
 from dropgen.serving.models import Model
 
 CONNECT_SECONDS = 10
@@ -40,14 +41,28 @@ class Answer:
     """A mask as the service gave it.
 
     Attributes:
+        name: What error messages call the volume.
         mask: .nii.gz.
+        flags: What a person should look at, one phrase each.
         request: Id of the request, the same at every try.
         tries: How often it was sent.
     """
 
+    name: str
     mask: bytes
+    flags: tuple[str, ...]
     request: str
     tries: int
+
+    @property
+    def volume(self) -> Volume:
+        """The mask, uint8, on the grid of what was sent.
+
+        Raises:
+            VolumeError: It did not arrive whole.
+        """
+        mask = volume_from_bytes(self.mask, f"the mask of {self.name}")
+        return Volume(mask.array.astype("uint8"), mask.affine)
 
 
 class Client:
@@ -96,35 +111,29 @@ class Client:
                 f"{self.url} answers {answer.status_code} but is no ready segmentation service; start `dropgen serve`"
             ) from None
 
-    def segment(self, path: Path, modality: str | None = None) -> Volume:
-        """Has one file segmented.
+    def segment(self, path: Path, modality: str | None = None, model: str | None = None) -> Answer:
+        """Has one file segmented; arguments and errors as for `ask`."""
+        return self.ask(_bytes(path), VOLUME_TYPE, str(path), modality, model)
+
+    def segment_series(self, slices: Sequence[Path], modality: str | None = None, model: str | None = None) -> Answer:
+        """Has the slices of one DICOM series segmented; other arguments as for `ask`.
 
         Returns:
-            The mask, uint8, on the file's grid.
+            A mask on the grid that `features.studies.dicom.read_series` gives the slices.
 
         Raises:
-            VolumeError: The service refused this file.
-            ServiceError: The service cannot be reached, stays busy or does not know the token.
-        """
-        return self._mask(_bytes(path), VOLUME_TYPE, str(path), modality)
-
-    def segment_series(self, slices: Sequence[Path], modality: str | None = None) -> Volume:
-        """Has the slices of one DICOM series segmented.
-
-        Returns:
-            The mask, uint8, on the grid that `features.studies.dicom.read_series` gives them.
-
-        Raises:
-            VolumeError: As `segment`.
-            ServiceError: As `segment`.
+            VolumeError: As `ask`.
+            ServiceError: As `ask`.
         """
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for index, path in enumerate(slices):
                 archive.writestr(str(index), _bytes(path))  # a file name can hold a patient's
-        return self._mask(packed.getvalue(), ZIP_TYPE, "the series", modality)
+        return self.ask(packed.getvalue(), ZIP_TYPE, "the series", modality, model)
 
-    def ask(self, content: bytes, media: str, name: str, modality: str | None = None) -> Answer:
+    def ask(
+        self, content: bytes, media: str, name: str, modality: str | None = None, model: str | None = None
+    ) -> Answer:
         """Has a volume segmented: at once, or where it is large as a job.
 
         Args:
@@ -132,13 +141,14 @@ class Client:
             media: Which of them.
             name: What error messages call it.
             modality: Where the model needs one.
+            model: As `Model.pinned` has it; whatever the service answers with where None.
 
         Raises:
             VolumeError: The service refused it.
             ServiceError: The service cannot be reached, stays busy or does not know the token.
         """
         identity = secrets.token_hex(16)
-        query = {} if modality is None else {"modality": modality}
+        query = {key: value for key, value in (("modality", modality), ("model", model)) if value is not None}
         headers = {"Content-Type": media, REQUEST_HEADER: identity}
         if len(content) < JOB_BYTES:
             answer, tries = self._persist("POST", "/v1/segment", params=query, content=content, headers=headers)
@@ -151,11 +161,7 @@ class Client:
             raise ServiceError(f"{self.url}: {_sentence(answer)}")
         if answer.status_code != httpx.codes.OK:
             raise VolumeError(f"{name}: {_sentence(answer)}")
-        return Answer(answer.content, identity, tries)
-
-    def _mask(self, content: bytes, media: str, name: str, modality: str | None) -> Volume:
-        mask = volume_from_bytes(self.ask(content, media, name, modality).mask, f"the mask of {name}")
-        return Volume(mask.array.astype("uint8"), mask.affine)
+        return Answer(name, answer.content, _flags(answer), identity, tries)
 
     def _finished(self, job: str, name: str) -> httpx.Response:
         """The mask of a job, or the refusal; a job that nobody waits for any more is cancelled."""
@@ -253,6 +259,15 @@ def _wait(answer: httpx.Response, tries: int) -> float:
         return max(0.0, float(answer.headers["Retry-After"]))
     except (KeyError, ValueError):  # none, or a date
         return secrets.SystemRandom().uniform(0.5, 1.0) * min(float(RETRY_SECONDS), 0.5 * 2.0**tries)
+
+
+def _flags(answer: httpx.Response) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads(answer.headers[FLAGS_HEADER])))
+    except (KeyError, ValueError, TypeError):
+        raise ServiceError(
+            f"{answer.url.copy_with(query=None)} answers without {FLAGS_HEADER}; it is no service of this version"
+        ) from None
 
 
 def _sentence(answer: httpx.Response) -> str:

@@ -151,6 +151,9 @@ def _opened(arguments: argparse.Namespace, audit: Journal) -> tuple[Model, Segme
         )
 
     def segment(folder: Path, target: Path) -> dict[str, Any]:
+        nonlocal model, work
+        if arguments.url is not None:  # its alias may have been moved since
+            model, work = open_work(given, 1, ReadApart(arguments.derived))
         scan = Scan(folder.name, folder.name, tuple(sorted(folder.glob("*.dcm"))), series=True)
         return segment_cases(Cases((scan,)), folder, target, model, work, audit, asked)
 

@@ -51,6 +51,11 @@ class Model:
     channels: tuple[str, ...] = ()
 
     @property
+    def pinned(self) -> str:
+        """How a service is asked for this very version, whatever its alias is moved to."""
+        return f"{self.name}/{self.version}"
+
+    @property
     def labelling(self) -> Labelling:
         """What the values of its masks mean."""
         return Labelling(self.classes, self.regions)

@@ -30,6 +30,7 @@ class Segmented:
         slices: The DICOM files that the scan was read from, in the order of its third axis; none for NIfTI.
         in_model: When it came into the model and when it left, seconds of the machine's monotonic clock; None where
             nobody looked.
+        flags: As the service that made the mask says them; None where they are this process's to find.
     """
 
     image: Volume
@@ -37,6 +38,7 @@ class Segmented:
     uncertainty: Uncertainty | None = None
     slices: tuple[Path, ...] = ()
     in_model: tuple[float, float] | None = None
+    flags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def find(
     Args:
         segmented: The mask with its scan.
         classes: Class names with background.
-        records: What the model's training labels say of each class; none where they are not known.
+        records: What the model's training labels say of each class; none where another process has them.
         regions: The label values that each class but background is made of, where they are not its place.
     """
     voxel_ml = abs(float(np.linalg.det(segmented.mask.affine[:3, :3]))) / 1000
@@ -81,7 +83,7 @@ def find(
         voxels={name: round(one.ml / voxel_ml) for name, one in found.items()},
         ml={name: round(one.ml, 3) for name, one in found.items()},
         fragments={name: one.fragments for name, one in found.items()},
-        flags=flags(found, records),
+        flags=flags(found, records) if segmented.flags is None else segmented.flags,
         entropy=None if uncertainty is None else _rounded(uncertainty.entropy),
         disagreement=None if uncertainty is None else _rounded(uncertainty.disagreement),
     )

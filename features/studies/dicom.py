@@ -195,7 +195,10 @@ def _step(slices: Sequence[_Slice], normal: np.ndarray, name: str) -> np.ndarray
             )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     if np.linalg.norm(step - (step @ normal) * normal) > TILT * usual:
-        raise VolumeError(f"{name} was made with a tilted gantry; its slices are sheared, correct that first")
+        raise VolumeError(
+            f"{name} was made with a tilted gantry: from slice {slices[0].number} to {slices[1].number} on each lies "
+            "aside of the one before; correct the shear first"
+        )
     aside = positions - positions[0] - np.arange(len(slices))[:, None] * step
     strays = np.linalg.norm(aside - np.outer(aside @ normal, normal), axis=1)
     if strays.max() > UNEVEN * usual:

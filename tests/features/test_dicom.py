@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "missing": (lambda slices: slices.pop(2), "1 missing between slices 2 and 4"),
     "uneven": (moved(2, (0, 0, 0.7)), "slices 2 and 3 are 3.2 mm apart, others 2.5 mm"),
     "twice": (lambda slices: slices.append(make_slices(blob(np.eye(3)))[1]), "slices 2 and 2 are at the same place"),
-    "tilted": (sheared, "tilted gantry"),
+    "tilted": (sheared, "tilted gantry: from slice 1 to 2 on"),
     "beside": (moved(2, (0.4, 0, 0)), "slice 3 lies beside"),
     "localizer by type": (change(1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), r"slice 2\) is a localizer"),
     "localizer by plane": (change(1, ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), "slice 2 is not parallel"),

@@ -192,11 +192,11 @@ def test_a_replica_that_keeps_too_much_memory_is_replaced_and_no_request_is_lost
         url = json.loads(server.stdout.readline())["url"]
         token = client_token(registered.root, None, url)
         client, (first,) = Client(url, token), replicas_of(server)
-        mask = client.segment(registered.case.image)
+        mask = client.segment(registered.case.image).volume
         deadline = time.monotonic() + START_SECONDS
         while first.is_running() or not replicas_of(server):
             assert time.monotonic() < deadline
-            again = client.segment(registered.case.image)  # waits while the one ends and the other starts
+            again = client.segment(registered.case.image).volume  # waits while the one ends and the other starts
             np.testing.assert_array_equal(again.array, mask.array)
             time.sleep(0.5)
         headers = {"Authorization": f"Bearer {token}"}
@@ -222,7 +222,7 @@ def test_what_a_replica_died_of_is_told_in_one_sentence_and_another_takes_its_pl
         client, (victim,) = Client(url, client_token(registered.root, None, url)), replicas_of(server)
         time.sleep(5)  # it is known to those who watch
         victim.kill()
-        assert client.segment(registered.case.image).array.any()
+        assert client.segment(registered.case.image).volume.array.any()
         os.killpg(server.pid, signal.SIGINT)
         _, err = server.communicate(timeout=STOP_SECONDS)
         assert err.count("a replica died, its process was killed, likely for want of memory; Serve starts another") == 1
