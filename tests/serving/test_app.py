@@ -118,7 +118,7 @@ def test_mask_over_http_is_the_one_evaluate_wrote_and_ctrl_c_leaves_nothing(
         assert token is not None
         with pytest.raises(ServiceError, match="token"):
             Client(ready["url"]).segment(registered.case.image)
-        served = Client(ready["url"], token).segment(registered.case.image)
+        served = Client(ready["url"], token).segment(registered.case.image).volume
         written = read_mask(registered.evaluated)
         np.testing.assert_array_equal(served.array, written.array)
         np.testing.assert_array_equal(served.affine, written.affine)

@@ -67,7 +67,9 @@ def test_what_the_service_says_is_told_and_a_proxys_word_is_not_taken_for_it(
         Client(url, "a" * 20, patience=0).segment(tmp_path / "scan.nii")
 
 
-def test_a_mask_without_the_services_headers_is_not_taken(tmp_path: Path, oblique_volume: Callable[[int], Volume]) -> None:
+def test_a_mask_without_the_services_headers_is_not_taken(
+    tmp_path: Path, oblique_volume: Callable[[int], Volume]
+) -> None:
     volume = oblique_volume(0)
     write_volume(tmp_path / "scan.nii", volume.array, volume.affine)
     with answering(200, "application/gzip", b"") as url, pytest.raises(ServiceError, match="without X-Dropgen-Flags"):
