@@ -35,12 +35,14 @@ class OpenArray(NamedTuple):
 
     Attributes:
         shape: `[X, Y, Z]`, or with channels before these.
+        chunk: Shape of each chunk file, of as many axes.
         dtype: Type of the stored values.
         attributes: As they were given to `write_array`.
         checksums: Of every file, by its name.
     """
 
     shape: tuple[int, ...]
+    chunk: tuple[int, ...]
     dtype: np.dtype[Any]
     attributes: dict[str, Any]
     checksums: dict[str, Checksum]
@@ -108,36 +110,43 @@ def unpack(packed: Path, folder: Path) -> None:
         target[start : start + step] = source[start : start + step]
 
 
-def open_array(folder: Path) -> OpenArray:
+@functools.lru_cache(maxsize=4096)
+def open_array(folder: str) -> OpenArray:
     """Opens an entry. Zarr v3 metadata is JSON, read here in a tenth of Zarr's time.
 
     Raises:
         StoreError: The entry is missing, a file has another size than was committed, or the metadata are damaged.
     """
-    files = read_commit(folder)["files"]
+    place = Path(folder)
+    files = read_commit(place)["files"]
     checksums = {name: Checksum.on_record(file) for name, file in files.items()}
-    data = (folder / METADATA).read_bytes()
+    data = (place / METADATA).read_bytes()
     if not checksums[METADATA].fits(data):
-        raise damage(folder, METADATA)
+        raise damage(place, METADATA)
     metadata = json.loads(data)
     dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-    return OpenArray(tuple(metadata["shape"]), dtype, metadata["attributes"], checksums)
+    chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    return OpenArray(tuple(metadata["shape"]), tuple(chunk), dtype, metadata["attributes"], checksums)
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS)
-def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], checksum: Checksum) -> np.ndarray:
+def map_chunk(path: str) -> np.ndarray:
     """One chunk file as a read-only array; `np.memmap` does the same in three times the time.
+
+    Its bytes are compared with the entry's record when this process maps it for the first time. The path is all of
+    the key: a key of several parts is hashed at every read, which a crop of few channels notices.
 
     Args:
         path: The file in an entry's folder.
-        shape: Of the chunk.
-        dtype: Type of the stored values.
-        checksum: Compared with the file's bytes when this process maps it for the first time.
+
+    Returns:
+        Of the chunk's shape.
 
     Raises:
-        StoreError: A bit differs, or the file is gone; names the entry, the case and the file.
+        StoreError: As `open_array`; or a bit differs, or the file is gone; names the entry, the case and the file.
     """
     folder, name = os.path.split(path)
+    array = open_array(folder)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -149,9 +158,9 @@ def map_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], checksum:
             data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
-    if not checksum.fits_mapped(data, status):
+    if not array.checksums[name].fits_mapped(data, status):
         raise damage(Path(folder), name)
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, array.dtype).reshape(array.chunk)
 
 
 def _create(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dropgen.features.store.arrays import map_chunk, open_array
-from dropgen.features.store.checksum import Checksum
 from dropgen.features.store.compact import decode
 
 
@@ -34,15 +32,14 @@ class StoredFeatures:
     dtype: np.dtype[Any]
     stats: np.ndarray | None
     affine: np.ndarray | None
-    _chunks: tuple[tuple[str, Checksum], ...]
+    _chunks: tuple[str, ...]
 
     @classmethod
     @functools.lru_cache(maxsize=4096)
     def open(cls, folder: str) -> StoredFeatures:
         """Reads an entry's record and metadata, nothing of its values; raises as `open_array`."""
-        (channels, x, y, z), dtype, attributes, checksums = open_array(Path(folder))
-        names = [f"c.{channel}.0.0.0" for channel in range(channels)]
-        chunks = tuple((f"{folder}/{name}", checksums[name]) for name in names)
+        (channels, x, y, z), _, dtype, attributes, _ = open_array(folder)
+        chunks = tuple(f"{folder}/c.{channel}.0.0.0" for channel in range(channels))
         stats = None if attributes["stats"] is None else np.asarray(attributes["stats"], np.float32)
         affine = None
         if dtype == np.int8:
@@ -53,7 +50,7 @@ class StoredFeatures:
         """Copies a crop of some channels, touching no byte of the others.
 
         Args:
-            channels: Which channels, in the order of the result.
+            channels: Which channels, at least one, in the order of the result.
             box: Voxel ranges with NumPy's meaning, of step 1.
 
         Returns:
@@ -62,14 +59,12 @@ class StoredFeatures:
         Raises:
             StoreError: As `map_chunk`.
         """
-        size = [len(range(*edge.indices(length))) for edge, length in zip(box, self.shape, strict=True)]
-        crop_cxyz = np.empty((len(channels), *size), self.dtype)
-        # NumPy spends more on each short row than on its bytes: a crop of 64 voxels per edge as rows of one element
-        # takes three quarters of the time at int8.
-        row = np.dtype((np.void, size[2] * self.dtype.itemsize))
-        for copied_xyz, channel in zip(crop_cxyz, channels, strict=True):
-            path, checksum = self._chunks[channel]
-            copied_xyz.view(row)[:] = map_chunk(path, self.shape, self.dtype, checksum)[box].view(row)
+        of_chunk = (0, *box)
+        crops_xyz = [map_chunk(self._chunks[channel])[of_chunk] for channel in channels]
+        crop_cxyz = np.empty((len(crops_xyz), *crops_xyz[0].shape), self.dtype)
+        row = _row(crop_cxyz.shape[-1] * self.dtype.itemsize)
+        for rows_xy, crop_xyz in zip(crop_cxyz.view(row), crops_xyz, strict=True):
+            rows_xy[:] = crop_xyz.view(row)
         return crop_cxyz
 
     def decode(self, stored_cxyz: Tensor, channels: Sequence[int]) -> Tensor:
@@ -83,3 +78,13 @@ class StoredFeatures:
         channels = range(self.channels)
         x, y, z = (slice(0, size) for size in self.shape)
         return self.decode(torch.from_numpy(self.read(channels, (x, y, z))), channels).numpy()
+
+
+@functools.cache
+def _row(size: int) -> np.dtype[Any]:
+    """So many bytes as one element.
+
+    NumPy spends more on each short row than on its bytes: a crop of 64 voxels per edge as rows of one element takes
+    three quarters of the time at int8.
+    """
+    return np.dtype((np.void, size))
