@@ -29,10 +29,10 @@ from dropgen.platform.evaluation.inference import (
     Collect,
     Features,
     T,
+    cut_windows,
     native_mask,
     predict_slabs,
     prepared_mask,
-    side_by_side,
     slab_axis,
     whole_logits,
     window_input,
@@ -217,8 +217,8 @@ class Segmenter:
             features: What `raw_features` returned for it.
             box: Where the window lies.
         """
-        window = side_by_side(prepared.unit[:, *box], None if features is None else features[:, *box])
-        return window_input(self.method, prepared, window.to(self.device), self._window_extractor)
+        unit_1mxyz, raw_1cxyz = cut_windows(prepared, features, [box], self.device)
+        return window_input(self.method, prepared, unit_1mxyz, raw_1cxyz, self._window_extractor)
 
     def around(self, network: nn.Module) -> Segmenter:
         """The same segmenter around another network of the same inputs and classes."""

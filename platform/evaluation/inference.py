@@ -95,11 +95,12 @@ def predict_slabs(
             boxes = window_boxes(shape, crop, overlap, axis)
             for first in range(0, len(boxes), WINDOWS_AT_ONCE):
                 some = boxes[first : first + WINDOWS_AT_ONCE]
-                cut = [side_by_side(prepared.unit[:, *box], cut_features(features, box)) for box in some]
                 with torch.no_grad():
-                    inputs = window_input(method, prepared, torch.cat(cut).to(device), window_extractor)
+                    unit_bmxyz, raw_bcxyz = cut_windows(prepared, features, some, device)
+                    inputs = window_input(method, prepared, unit_bmxyz, raw_bcxyz, window_extractor)
+                    del unit_bmxyz, raw_bcxyz
                     logits_bkxyz = predict(inputs).float().cpu()
-                del cut, inputs  # while its logits are blended, a batch needs its input no longer
+                del inputs  # while its logits are blended, a batch needs its input no longer
                 yield from zip(some, logits_bkxyz, strict=True)
                 del logits_bkxyz
 
@@ -207,33 +208,45 @@ def labels(slab: Slab, order: Sequence[int] = ()) -> np.ndarray:
     return slab.logits_kxyz.argmax(dim=0).to(torch.uint8).numpy()
 
 
-def cut_features(features: Features | None, box: Box) -> np.ndarray | None:
-    """Raw features `[C, x, y, z]` of a box."""
-    if isinstance(features, RollingFeatures):
-        return features.cut(box)
-    return None if features is None else features[:, *box]
+def cut_windows(
+    prepared: Prepared, features: Features | None, boxes: Sequence[Box], device: str
+) -> tuple[Tensor, Tensor | None]:
+    """Unit-scale image `[B, M, x, y, z]` and raw features `[B, C, x, y, z]` of boxes of one size, float32."""
+    unit_bmxyz = _stack((prepared.unit[:, *box] for box in boxes), len(boxes))
+    if features is None:
+        return unit_bmxyz.to(device), None
+    cut = features.cut if isinstance(features, RollingFeatures) else lambda box: features[:, *box]
+    return unit_bmxyz.to(device), _stack((cut(box) for box in boxes), len(boxes)).to(device)
 
 
-def side_by_side(unit_mxyz: np.ndarray, features_cxyz: np.ndarray | None) -> Tensor:
-    """Unit-scale image and raw features of the same voxels as `[1, M + C, X, Y, Z]` float32."""
-    channels = [unit_mxyz] if features_cxyz is None else [unit_mxyz, features_cxyz]
-    return torch.from_numpy(np.concatenate(channels, axis=0, dtype=np.float32))[None]
+def _stack(parts: Iterable[np.ndarray], count: int) -> Tensor:
+    """So many arrays of one shape along a new axis, each copied before the next is made, which may overwrite it."""
+    waiting = iter(parts)
+    first = next(waiting)
+    stacked = np.empty((count, *first.shape), np.float32)
+    stacked[0] = first
+    for place, part in enumerate(waiting, 1):
+        stacked[place] = part
+    return torch.from_numpy(stacked)
 
 
 def window_input(
-    method: Method, prepared: Prepared, window_bcxyz: Tensor, window_extractor: Extractor | None
+    method: Method,
+    prepared: Prepared,
+    unit_bmxyz: Tensor,
+    raw_bcxyz: Tensor | None,
+    window_extractor: Extractor | None,
 ) -> Tensor:
-    """The network's input for windows cut out of `side_by_side`, `[B, in_channels, X, Y, Z]`.
+    """The network's input for windows, `[B, in_channels, X, Y, Z]`.
 
     Args:
         method: Builds the input from image and features.
         prepared: Where the windows come from; gives the image's shift and scale.
-        window_bcxyz: Unit scale, with raw features unless they are extracted here.
+        unit_bmxyz: Of `cut_windows`.
+        raw_bcxyz: Likewise; None where they are extracted here or not needed.
         window_extractor: Extracts features in each window; None when they are there or not needed.
     """
-    images = len(prepared.unit)
-    unit_bmxyz, raw_bcxyz = window_bcxyz[:, :images], window_bcxyz[:, images:]
     if window_extractor is not None:
         raw_bcxyz = window_extractor(unit_bmxyz)
-    image_bmxyz = network_scale(unit_bmxyz, [prepared])
-    return method.inputs(image_bmxyz, instance_norm(raw_bcxyz) if method.needs_features else None)
+    features_bcxyz = instance_norm(raw_bcxyz) if method.needs_features and raw_bcxyz is not None else None
+    return method.inputs(network_scale(unit_bmxyz, [prepared]), features_bcxyz)

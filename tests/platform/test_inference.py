@@ -21,7 +21,6 @@ from dropgen.platform.evaluation.inference import (
     WINDOWS_AT_ONCE,
     Slab,
     predict_slabs,
-    side_by_side,
     slab_axis,
     whole_logits,
     window_input,
@@ -51,14 +50,18 @@ def plain_logits(segmenter: Segmenter, prepared: Prepared) -> Tensor:
     """The path without slabs: MONAI's windows and its own stitching, logits of the whole volume."""
     raw = segmenter.raw_features(prepared)
     window_extractor = segmenter._window_extractor
-    whole_1cxyz = side_by_side(prepared.unit, raw)
+    whole = [torch.from_numpy(part.copy())[None] for part in (prepared.unit, raw) if part is not None]
 
     def over_windows(predict: Callable[[Tensor], Tensor]) -> Tensor:
         def window_logits(window_bcxyz: Tensor) -> Tensor:
-            return predict(window_input(segmenter.method, prepared, window_bcxyz, window_extractor))
+            unit_bmxyz, *cut = window_bcxyz.split([part.shape[1] for part in whole], dim=1)
+            raw_bcxyz = cut[0] if cut else None
+            return predict(window_input(segmenter.method, prepared, unit_bmxyz, raw_bcxyz, window_extractor))
 
         spec = segmenter.spec
-        blended = sliding_window_inference(whole_1cxyz, spec.crop, WINDOWS_AT_ONCE, window_logits, spec.overlap)
+        blended = sliding_window_inference(
+            torch.cat(whole, dim=1), spec.crop, WINDOWS_AT_ONCE, window_logits, spec.overlap
+        )
         assert isinstance(blended, Tensor)
         return blended[0]
 
