@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,14 @@ import psutil
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 UNLIMITED = 2**60  # version 1 writes "no limit" as a number of pages close to 2**63
+
+# Parameters of glibc's mallopt(3), with the values that a process comes to by itself once it has freed large blocks.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
+USUAL = {MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20, MMAP_MAX: 65536}
+KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}  # for the environment of a process whose threads are not ours to begin
+
+_keeping, _over = 0, threading.Lock()
 
 
 def available() -> int:
@@ -27,6 +36,42 @@ def give_back() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Keeps what is freed within the block for the next allocations there, and gives it back at the end.
+
+    glibc maps a block of more than 32 MB anew every time, and the system clears each of its pages: of a prediction by
+    the paper's network on two cores that is a third of the time (docs/serving.md). Other threads than the first have
+    heaps of at most 64 MB, so that they gain nothing unless `one_arena` came before them. Blocks may nest and overlap;
+    the last one to end gives back.
+    """
+    global _keeping
+    with _over:
+        _keeping += 1
+        _set(KEEPING)
+    try:
+        yield
+    finally:
+        with _over:
+            _keeping -= 1
+            if not _keeping:
+                _set(USUAL)
+                give_back()
+
+
+def one_arena() -> None:
+    """Has threads that begin from now on share the first one's heap, with its lock: large blocks are rare."""
+    _set({ARENA_MAX: 1})
+
+
+def _set(parameters: Mapping[int, int]) -> None:
+    """Where the C library has them."""
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for parameter, value in parameters.items():
+            library.mallopt(parameter, value)
 
 
 def group_room(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> Iterator[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dropgen import memory
 from dropgen.config import Component
 from dropgen.errors import ConfigError, WeightsError, closest
 from dropgen.features import extractors
@@ -175,9 +176,9 @@ class Segmenter:
             features: As for `predict_prepared`, or from `features`.
             collect: Makes something of the slabs of one pass over the volume.
         """
-        if features is None:
-            features = self.features(prepared)
-        with _evaluating(self.network):
+        with memory.kept(), _evaluating(self.network):
+            if features is None:
+                features = self.features(prepared)
             return predict_slabs(
                 self.network,
                 self.method,

@@ -32,7 +32,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
-from dropgen import console
+from dropgen import console, memory
 from dropgen.errors import ConfigError, ResourceError
 from dropgen.platform.segmenter import Segmenter
 from dropgen.platform.tracking import fetch
@@ -75,7 +75,7 @@ def application(plan: Deployment, threads: int, gpus: float) -> serve.Applicatio
         ray_actor_options={
             "num_cpus": 1,
             "num_gpus": gpus,
-            "runtime_env": {"env_vars": {SHARED: str(plan.root / "service" / "metrics")}},
+            "runtime_env": {"env_vars": {SHARED: str(plan.root / "service" / "metrics"), **memory.ONE_ARENA}},
         },
         logging_config=QUIET,
         **scaling,

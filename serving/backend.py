@@ -97,6 +97,7 @@ class LocalModel:
         self._maps = MAPS if recipe.uncertain else 0
         self._turn = threading.Lock()
         sys.setswitchinterval(SWITCH_SECONDS)
+        memory.one_arena()
         self._room = Room(segmenter, lambda: memory.available() // processes)
 
     @contextlib.contextmanager

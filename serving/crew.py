@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from dropgen import memory
 from dropgen.errors import DropGenError
 from dropgen.features.actors import work_off
 from dropgen.platform.bundle import SPEC_FILE
@@ -105,7 +106,10 @@ def work_on_ray(tasks: Sequence[Task], line: Line, recipe: Recipe, crew: Crew, o
 
         def hire(in_flight: int) -> Any:
             nonlocal asked
-            options = actor.options(num_cpus=1, num_gpus=gpus, max_concurrency=in_flight, scheduling_strategy="SPREAD")
+            options = actor.options(
+                num_cpus=1, num_gpus=gpus, max_concurrency=in_flight, scheduling_strategy="SPREAD",
+                runtime_env={"env_vars": memory.ONE_ARENA},
+            )  # fmt: skip
             worker = options.remote(recipe, line, crew.workers, threads)
             if not asked:
                 asked = True

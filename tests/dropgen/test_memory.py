@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -65,3 +68,42 @@ def test_what_was_freed_below_a_block_in_use_goes_back_to_the_system() -> None:
     memory.give_back()
     assert process.memory_info().rss < taken - 50 * MIB
     assert len(kept) == 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_within_kept_a_large_block_is_made_of_pages_that_are_there_and_afterwards_they_are_given_back() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(64 * MIB)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() > 10_000
+    process = psutil.Process()
+    resident = process.memory_info().rss
+    with memory.kept():
+        with memory.kept():
+            faults()
+        assert faults() < 1000  # the inner block gave nothing back
+    assert process.memory_info().rss < resident + 16 * MIB
+    assert faults() > 10_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_with_one_arena_a_thread_keeps_its_large_blocks_too() -> None:
+    program = """
+import resource, threading
+from dropgen import memory
+memory.one_arena()
+def work():
+    with memory.kept():
+        bytearray(2**28)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(2**28)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
