@@ -176,9 +176,10 @@ class Segmenter:
             features: As for `predict_prepared`, or from `features`.
             collect: Makes something of the slabs of one pass over the volume.
         """
-        with memory.kept(), _evaluating(self.network):
-            if features is None:
+        if features is None:
+            with memory.kept():
                 features = self.features(prepared)
+        with memory.kept(), _evaluating(self.network):
             return predict_slabs(
                 self.network,
                 self.method,
