@@ -50,7 +50,7 @@ class StoredFeatures:
         """Copies a crop of some channels, touching no byte of the others.
 
         Args:
-            channels: Which channels, at least one, in the order of the result.
+            channels: Which channels, in the order of the result.
             box: Voxel ranges with NumPy's meaning, of step 1.
 
         Returns:
@@ -61,7 +61,8 @@ class StoredFeatures:
         """
         of_chunk = (0, *box)
         crops_xyz = [map_chunk(self._chunks[channel])[of_chunk] for channel in channels]
-        crop_cxyz = np.empty((len(crops_xyz), *crops_xyz[0].shape), self.dtype)
+        size = crops_xyz[0].shape if crops_xyz else np.broadcast_to(0, self.shape)[box].shape
+        crop_cxyz = np.empty((len(crops_xyz), *size), self.dtype)
         row = _row(crop_cxyz.shape[-1] * self.dtype.itemsize)
         for rows_xy, crop_xyz in zip(crop_cxyz.view(row), crops_xyz, strict=True):
             rows_xy[:] = crop_xyz.view(row)
